@@ -1,0 +1,23 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lab setup clean
+
+demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
+	@$(BIN)/python -m hapo_lab demo
+
+test: setup  ## every test
+	@$(BIN)/python -m pytest
+
+lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
+	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/05_train_live.ipynb
+
+setup: .venv/done
+
+.venv/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+clean:  ## remove what set-up and runs made
+	rm -rf .venv notebooks/runs

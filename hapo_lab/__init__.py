@@ -1,0 +1,22 @@
+"""hapo_lab: a research kit for HAPO, Hindsight-Anchored Policy Optimization."""
+
+__version__ = "0.1.0"
+
+from hapo_lab.gate import BetaGate, BetaPosterior
+from hapo_lab.loss import (
+    aggregation_weights,
+    clipped_surrogate,
+    group_advantages,
+    hapo_loss,
+    log_probability,
+    probability,
+    ratio,
+    shaped_surrogate,
+    sqrt,
+)
+from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
+
+__all__ = [
+    "BetaGate", "BetaPosterior", "Group", "Rollout", "aggregation_weights", "clipped_surrogate", "group_advantages",
+    "hapo_loss", "log_probability", "probability", "ratio", "shaped_surrogate", "sqrt", "synthetic_success_injection",
+]

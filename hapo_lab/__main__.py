@@ -1,0 +1,3 @@
+from hapo_lab.cli import main
+
+main()

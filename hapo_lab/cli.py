@@ -1,0 +1,198 @@
+"""python -m hapo_lab train | evaluate | report | demo"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+from hapo_lab.dashboard import progress_line
+from hapo_lab.evaluate import evaluate
+from hapo_lab.figures import comparison_figure, to_png, training_figure
+from hapo_lab.gate import BetaGate
+from hapo_lab.methods import METHODS, get_method
+from hapo_lab.models import PRESETS, load_policy
+from hapo_lab.records import RunLog
+from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.tasks import TASKS, load_task
+from hapo_lab.trainer import Config, Trainer, TrainingError
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def train(args: argparse.Namespace) -> None:
+    config = Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
+    method = get_method(args.method)
+    prior = {name: value for name in ("alpha", "beta", "threshold") if (value := getattr(args, name)) is not None}
+    if prior:
+        if not isinstance(method.gate, BetaGate):
+            raise ValueError(f"method {args.method!r} has no Beta gate: leave out --{', --'.join(prior)}.")
+        method = replace(method, gate=replace(method.gate, **prior))
+    if not args.resume and (args.folder / "run.json").exists():  # before minutes of loading
+        raise ValueError(f"{args.folder} holds a run already: continue it with --resume, or choose another folder.")
+    task = load_task(args.task, config.seed)
+    policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
+    trainer = Trainer(policy, task, method, config, folder=args.folder, resume=args.resume)
+    for _ in trainer:
+        print(progress_line(trainer.log), flush=True)
+    trainer.save_adapter()
+    report_run(trainer.log, args.folder)
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    """The final figures of a run: its saved adapter against the base model, in this new process, on held-out problems."""
+    about = RunLog.load(args.run).about
+    if not (args.run / "adapter").is_dir():
+        raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
+    seed, figures = about["config"]["seed"], {}
+    task = load_task(about["task"], seed)
+    for who, adapter in (("before", None), ("after", args.run / "adapter")):
+        policy = load_policy(about["model"], adapter=adapter, quantize=about["quantized"])
+        found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=seed)
+        print(f"held-out success {who} training: {found}", flush=True)
+        figures[who] = {"success": found.success, "interval_95": found.interval(), "dead_groups": found.dead,
+                        "samples": args.samples, "by_problem": dict(zip((p.key for p in found.problems), found.by_problem, strict=True))}
+    (args.run / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def report(args: argparse.Namespace) -> None:
+    logs = [RunLog.load(run) for run in args.runs]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for log in logs:
+        report_run(log, args.out if len(logs) == 1 else args.out / log.folder.name)
+    if len(logs) > 1:
+        path = args.out / "comparison.png"
+        path.write_bytes(to_png(comparison_figure(logs)))
+        print(path)
+
+
+def report_run(log: RunLog, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "training.png").write_bytes(to_png(training_figure(log)))
+    log.write_csv(out / "steps.csv")
+    print(f"{out / 'training.png'}, {out / 'steps.csv'}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Execute notebooks/05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
+    import nbformat
+    from nbclient import NotebookClient
+    run = Path(os.environ.setdefault("HAPO_LAB_RUNS", str(NOTEBOOKS / "runs"))).absolute() / "05_train_live"
+    notebook = nbformat.read(NOTEBOOKS / "05_train_live.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
+    print(f"executing notebooks/05_train_live.ipynb; its run is written to {_short(run)}; Ctrl-C ends it after the step")
+    with _watched(run), _interrupt_goes_to(client):
+        client.execute()
+    executed = run / "05_train_live.ipynb"
+    nbformat.write(notebook, executed)
+    report_run(RunLog.load(run), run)
+    print(summary(run))
+    print(f"executed notebook: {_short(executed)}\npicture:           {_short(run / 'training.png')}")
+
+
+def summary(run: Path) -> str:
+    """What a run reached, in a few lines."""
+    log = RunLog.load(run)
+    last = log.steps[-5:]
+    groups = sum(len(s.problems) for s in last)
+    lines = [f"{log.name} on {log.about['task']}: {len(log.steps)} of {log.planned} steps, "
+             f"{sum(s.training_seconds for s in log.steps) / 60:.1f} minutes of training, evaluation excluded",
+             f"teacher in the last {len(last)} steps: {sum(s.teacher_samples for s in last)} of {groups} groups"]
+    if (run / "evaluation.json").exists():
+        for who, found in json.loads((run / "evaluation.json").read_text()).items():
+            low, high = found["interval_95"]
+            lines.append(f"held-out success {who} training: {found['success']:.1%} (95% interval {low:.1%} to {high:.1%}; "
+                         f"{len(found['by_problem'])} problems x {found['samples']}; {found['dead_groups']:.0%} of groups fail whole)")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _watched(run: Path):
+    """Print a line for each new step of a run that another process writes."""
+    done = threading.Event()
+
+    def watch():
+        shown = 0
+        while not done.wait(0.5):
+            try:
+                log = RunLog.load(run)
+            except ValueError:  # not there yet, or a line half written: look again
+                continue
+            if len(log.steps) != shown:
+                shown = len(log.steps)
+                print(progress_line(log), flush=True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _interrupt_goes_to(client):
+    """The first Ctrl-C goes to the kernel, whose trainer then finishes its step and saves; a second one stops us."""
+    def forward(*_):
+        signal.signal(signal.SIGINT, before)
+        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
+        os.kill(client.km.provisioner.pid, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("train", help="train a policy; writes a run folder",
+                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.set_defaults(run_command=train)
+    p.add_argument("folder", type=Path, help="the run's folder")
+    p.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    p.add_argument("--model", default="smollm2-135m", help=f"{', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--task", default="iso_date", help=", ".join(TASKS))
+    p.add_argument("--method", default="hapo", help=", ".join(METHODS))
+    p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
+    p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
+    for name in ("alpha", "beta", "threshold"):
+        p.add_argument(f"--{name}", type=float, help="of the Beta gate; default: the method's")
+    for f in fields(Config):
+        p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=" ")
+
+    p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
+    p.set_defaults(run_command=evaluate_run)
+    p.add_argument("run", type=Path)
+    p.add_argument("--samples", type=int, default=8, help="a problem; default 8")
+
+    p = commands.add_parser("report", help="the picture as PNG and the table as CSV; several runs side by side")
+    p.set_defaults(run_command=report)
+    p.add_argument("runs", type=Path, nargs="+")
+    p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
+
+    p = commands.add_parser("demo", help="the main job: notebooks/05_train_live.ipynb, without a browser")
+    p.set_defaults(run_command=demo)
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    try:
+        args.run_command(args)
+    except (ValueError, TrainingError) as error:
+        sys.exit(f"hapo_lab: {error}")

@@ -1,0 +1,74 @@
+"""Success on held-out problems, without a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from hapo_lab.models import Policy
+from hapo_lab.rollouts import Completion, Engine, Sampling
+from hapo_lab.ssi import Rollout
+from hapo_lab.tasks import Problem, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rollouts on each problem, graded."""
+
+    problems: tuple[Problem, ...]
+    rollouts: tuple[tuple[Rollout, ...], ...]
+
+    @property
+    def by_problem(self) -> np.ndarray:
+        """(problems,) success rates."""
+        return np.array([np.mean([r.reward for r in rollouts]) for rollouts in self.rollouts])
+
+    @property
+    def success(self) -> float:
+        """Mean reward."""
+        return float(self.by_problem.mean())
+
+    @property
+    def dead(self) -> float:
+        """Share of problems whose rollouts failed whole."""
+        return float((self.by_problem == 0).mean())
+
+    def interval(self, mass: float = 0.95) -> tuple[float, float]:
+        """A bootstrap interval of the success; problems are what is resampled, because they are what varies."""
+        if np.ptp(self.by_problem) == 0:
+            return self.success, self.success
+        found = stats.bootstrap((self.by_problem,), np.mean, confidence_level=mass, method="percentile", rng=0)
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return (f"{self.success:.1%} [{low:.1%}, {high:.1%}] over {len(self.problems)} problems x {len(self.rollouts[0])}, "
+                f"{self.dead:.0%} of the groups failed whole")
+
+
+def prompt_ids(policy: Policy, problem: Problem) -> list[int]:
+    """The problem through the tokenizer's chat template, ready for the policy's turn."""
+    return policy.tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, return_dict=False)
+
+
+def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
+    """A completion with its verdict. One that was cut at the length limit scores 0, whatever it says."""
+    verdict = task.verify(problem, completion.text)
+    reason = verdict.reason if completion.finished else f"cut at {len(completion.ids)} tokens"
+    return Rollout(completion.ids, completion.text, float(verdict.correct and completion.finished), reason,
+                   completion.finished, completion.logps)
+
+
+def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,
+             sampling: Sampling | None = None, seed: int = 0, batch: int = 8) -> Evaluation:
+    """Sample and grade: by default every held-out problem, 8 times, at temperature 1, `batch` problems at a time."""
+    problems = task.heldout if problems is None else problems
+    sampling = sampling or Sampling(task.max_new_tokens)
+    rollouts = []
+    for start in range(0, len(problems), batch):
+        some = problems[start:start + batch]
+        completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling, seed * 1_000_003 + start)
+        rollouts += [tuple(grade(task, p, c) for c in group) for p, group in zip(some, completions, strict=True)]
+    return Evaluation(tuple(problems), tuple(rollouts))

@@ -1,0 +1,218 @@
+"""Advantages, surrogates and the loss. All surrogates are per-token objectives, to be maximised.
+
+    students (rollouts of the policy)   min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A),  rho = pi_theta / pi_old
+    teacher  (demonstration)            F(pi_theta) A, not clipped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+import torch.nn.functional as nnf
+
+Shaping = Callable[[torch.Tensor], torch.Tensor]
+"""Maps a token's log-probability to F(p), elementwise, differentiably."""
+
+
+def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, eps: float = 1e-4) -> torch.Tensor:
+    """A_i = (r_i - mean) / (std + eps), within each group.
+
+    Parameters
+    ----------
+    rewards : (..., N) float tensor
+        One group a row; the teacher's reward counts like any other.
+    scale : "std" or "none"
+        "none" leaves out the division (Dr. GRPO, LUFFY).
+    ddof : int
+        The std divides by N - ddof. 1, with eps = 1e-4, is TRL's convention.
+
+    Returns
+    -------
+    (..., N) tensor of the same dtype. A group of equal rewards gets exact zeros.
+
+    Raises
+    ------
+    ValueError
+        Unknown scale; fewer than 2 rollouts; ddof >= N.
+    """
+    n = rewards.shape[-1]
+    if scale not in ("std", "none"):
+        raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std' or 'none'.")
+    if n < 2 or n <= ddof:
+        raise ValueError(f"group_advantages: a group of {n} has nothing to be compared with; use at least 2 rollouts.")
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    centred = centred.masked_fill((rewards == rewards[..., :1]).all(-1, keepdim=True), 0)
+    return centred if scale == "none" else centred / (rewards.std(-1, correction=ddof, keepdim=True) + eps)
+
+
+def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor,
+                      eps_low: float = 0.2, eps_high: float = 0.2) -> torch.Tensor:
+    """PPO's per-token objective min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp).
+
+    All tensors broadcast together (tokens, say (B, T), and advantages (B, 1)). eps = inf does not clip;
+    eps_high > eps_low is DAPO's clip-higher. The gradient in logp is rho A where the unclipped term is the
+    smaller one, else 0.
+    """
+    ratio = (logp - old_logp).exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+
+
+def probability(logp: torch.Tensor) -> torch.Tensor:
+    """F(p) = p. dF/dlogp = p."""
+    return logp.exp()
+
+
+def sqrt(logp: torch.Tensor) -> torch.Tensor:
+    """F(p) = sqrt(p). dF/dlogp = sqrt(p) / 2."""
+    return (logp / 2).exp()
+
+
+def log_probability(logp: torch.Tensor) -> torch.Tensor:
+    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1: not bounded below, as Theorem 4.1 would need."""
+    return logp
+
+
+@dataclass(frozen=True)
+class ratio:
+    """F(p) = p / (p + lam): LUFFY's shaping. dF/dlogp = lam p / (p + lam)^2, at most 1/4, reached at p = lam.
+
+    Written as sigmoid(log p - log lam), which is stable at any log p and goes to 0 with p.
+    That HAPO uses this F is this kit's choice: the paper asks for a bounded F with a bounded gradient.
+    """
+
+    lam: float = 0.1
+
+    def __post_init__(self):
+        if not (isfinite(self.lam) and self.lam > 0):
+            raise ValueError(f"ratio: lambda is {self.lam}; it must be a positive number, such as 0.1.")
+
+    def __call__(self, logp: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(logp - torch.log(torch.tensor(self.lam, dtype=logp.dtype, device=logp.device)))
+
+
+SHAPINGS: dict[str, Shaping] = {
+    "probability": probability, "ratio": ratio(0.1), "log_probability": log_probability, "sqrt": sqrt}
+
+
+def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shaping = ratio(0.1)) -> torch.Tensor:
+    """The teacher's per-token objective F(p) A, p the token's probability under the *current* policy.
+
+    | shaping           | F(p)          | dF/dlogp           | as logp -> -inf   |
+    |-------------------|---------------|--------------------|-------------------|
+    | `probability`     | p             | p                  | 0, gradient 0     |
+    | `ratio(lam)`      | p / (p + lam) | lam p / (p + lam)^2| 0, gradient 0     |
+    | `sqrt`            | sqrt p        | sqrt(p) / 2        | 0, gradient 0     |
+    | `log_probability` | log p         | 1                  | -inf, gradient 1  |
+    """
+    return shaping(logp) * advantages
+
+
+AGGREGATIONS = ("grpo", "bnpo", "dapo", "dr_grpo", "luffy")
+
+
+def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max_length: int | None = None,
+                        group_index: torch.Tensor | None = None) -> torch.Tensor:
+    """What each token's objective counts in the loss: a (B, T) tensor w, the loss being -sum(w * objective).
+
+    | aggregation | objective                                | w of a token of sequence i      |
+    |-------------|------------------------------------------|---------------------------------|
+    | "grpo"      | mean of the sequences' means             | 1 / (B len_i)                   |
+    | "bnpo"      | each group's sum / tokens, then the mean | 1 / (groups * the group's tokens)|
+    | "dapo"      | sum / tokens of the whole batch          | 1 / tokens                      |
+    | "dr_grpo"   | sum / (B max_length)                     | 1 / (B max_length)              |
+    | "luffy"     | sum / max_length, mean over groups       | 1 / (groups * max_length)       |
+
+    Linear in the tokens, so a batch may be split into pieces at will: compute w once, for all of it.
+
+    Parameters
+    ----------
+    token_mask : (B, T) bool
+        True on completion tokens, every sequence of the batch included, dead groups too.
+    max_length : int
+        The completion limit, for "dr_grpo" and "luffy".
+    group_index : (B,) int
+        The group of each sequence, for "bnpo" and "luffy"; default: one group.
+    """
+    mask = token_mask.double()
+    sequences = len(mask)
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}.")
+    if aggregation in ("dr_grpo", "luffy") and not max_length:
+        raise ValueError(f"aggregation {aggregation!r} divides by the completion limit: pass max_length.")
+    group = torch.zeros(sequences, dtype=torch.long) if group_index is None else group_index.cpu()
+    group = group.unique(return_inverse=True)[1].to(mask.device)
+    groups = int(group.max()) + 1
+    if aggregation == "grpo":
+        divisor = sequences * mask.sum(1)
+    elif aggregation == "bnpo":
+        divisor = groups * torch.zeros(groups, dtype=mask.dtype, device=mask.device).index_add(0, group, mask.sum(1))[group]
+    elif aggregation == "dapo":
+        divisor = mask.sum().expand(sequences)
+    else:
+        divisor = torch.full((sequences,), float(max_length * (sequences if aggregation == "dr_grpo" else groups)),
+                             device=mask.device)
+    return mask / divisor.clamp(min=1)[:, None]
+
+
+def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, teacher_mask: torch.Tensor,
+              token_mask: torch.Tensor, *, shaping: Shaping = ratio(0.1), eps_low: float = 0.2, eps_high: float = 0.2,
+              aggregation: str = "dapo", max_length: int | None = None, group_index: torch.Tensor | None = None,
+              weights: torch.Tensor | None = None, importance: torch.Tensor | None = None,
+              ) -> tuple[torch.Tensor, dict[str, float]]:
+    """The clipped and the shaped surrogate, joined by the teacher mask, aggregated, and negated.
+
+    Parameters
+    ----------
+    logp, old_logp : (B, T)
+        Log-probabilities of the completions' tokens under the present policy and under the one that the batch
+        started with. `old_logp` is not read on teacher sequences: they use the present p in every inner epoch.
+    advantages : (B,)
+        One a sequence.
+    teacher_mask : (B,) bool
+    token_mask : (B, T) bool
+        True on completion tokens; whatever stands elsewhere, NaN included, changes nothing.
+    shaping, eps_low, eps_high : see `shaped_surrogate`, `clipped_surrogate`
+    aggregation, max_length, group_index : see `aggregation_weights`
+    weights : (B, T), optional
+        Rows of the whole batch's `aggregation_weights`, when (B, T) is a piece of it.
+    importance : (B, T), optional
+        A truncated importance weight for tokens that another engine sampled; students only.
+
+    Returns
+    -------
+    loss : scalar to minimise, in logp's dtype
+    metrics : dict of floats
+        `loss`; `clip_fraction`, the share of student tokens whose gradient the clip cut; `ratio`, the students'
+        mean rho; `teacher_logp`, the mean log-probability of teacher tokens. NaN where there are no such tokens.
+    """
+    if logp.shape != token_mask.shape or advantages.shape != logp.shape[:1]:
+        raise ValueError(f"hapo_loss: logp {tuple(logp.shape)}, token_mask {tuple(token_mask.shape)} and advantages "
+                         f"{tuple(advantages.shape)} do not fit: they must be (B, T), (B, T) and (B,).")
+    token_mask = token_mask.bool()
+    teacher = teacher_mask.bool()[:, None] & token_mask
+    student = ~teacher_mask.bool()[:, None] & token_mask
+    if weights is None:
+        weights = aggregation_weights(token_mask, aggregation, max_length, group_index)
+    logp = logp.masked_fill(~token_mask, 0)
+    old_logp = torch.where(student, old_logp, logp.detach())
+    a = advantages.to(logp.dtype)[:, None]
+
+    clipped = clipped_surrogate(logp, old_logp, a, eps_low, eps_high)
+    if importance is not None:
+        clipped = clipped * importance.masked_fill(~student, 1)
+    objective = torch.where(teacher, shaped_surrogate(logp, a, shaping), clipped)
+    loss = -(weights.to(logp.dtype) * objective.masked_fill(~token_mask, 0)).sum()
+
+    with torch.no_grad():
+        rho = (logp - old_logp).exp()
+        cut = (rho > 1 + eps_high) & (a > 0) | (rho < 1 - eps_low) & (a < 0)
+        metrics = {"loss": loss.item(), "clip_fraction": _mean(cut, student), "ratio": _mean(rho, student),
+                   "teacher_logp": _mean(logp, teacher)}
+    return loss, metrics
+
+
+def _mean(values: torch.Tensor, where: torch.Tensor) -> float:
+    return values[where].double().mean().item()

@@ -1,0 +1,83 @@
+"""Methods as data: which gate, whose seats, which advantages, shaping, clip and aggregation.
+
+A method is a value, not a class of its own: the trainer reads its fields and never asks for its name.
+Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+
+import torch
+
+from hapo_lab.gate import BetaGate, Gate, NeverGate
+from hapo_lab.loss import Shaping, group_advantages, log_probability, ratio
+from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything in which the compared methods differ."""
+
+    name: str
+    """As it stands in figures and tables."""
+    gate: Gate = NeverGate()
+    """Decides from a group's sampled successes whether SSI replaces its worst rollout by the demonstration."""
+    teacher_seats: int = 0
+    """1: a seat of every group is the demonstration's, and one rollout less is sampled (LUFFY)."""
+    imitation: bool = False
+    """True: the advantages are 1 for the teacher and 0 for the student (SFT); False: relative to the group."""
+    scale: str = "std"
+    """Of the group advantages: "std" or "none"."""
+    shaping: Shaping = ratio(0.1)
+    """F, of the teacher's tokens."""
+    eps_low: float = 0.2
+    """The students' ratio is clipped below 1 - eps_low ..."""
+    eps_high: float = 0.2
+    """... and above 1 + eps_high; inf: not at all."""
+    aggregation: str = "dapo"
+    """How tokens make a loss: see `loss.aggregation_weights`."""
+    entropy_bonus: float = 0.0
+    """Times the tokens' mean entropy, added to the objective."""
+
+    def advantages(self, rewards: torch.Tensor, teacher_mask: torch.Tensor) -> torch.Tensor:
+        """(N,) rewards of a group -> (N,) advantages."""
+        return teacher_mask.to(rewards.dtype) if self.imitation else group_advantages(rewards, self.scale)
+
+
+HAPO = Method("HAPO", gate=BetaGate())
+"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours]."""
+
+GRPO = Method("GRPO")
+"""HAPO's conventions with the gate never open: the comparison changes one thing."""
+
+LUFFY = Method("LUFFY", teacher_seats=1, scale="none", eps_low=inf, eps_high=inf, aggregation="luffy", entropy_bonus=0.001)
+"""As its released recipe runs: a teacher in every group, no std, no clip, an entropy bonus."""
+
+SFT = Method("SFT", teacher_seats=1, imitation=True, shaping=log_probability)
+"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured."""
+
+METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT}
+
+
+def get_method(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
+    """From a group as sampled to the group that the update sees: gate, SSI, reserved seats, advantages.
+
+    Without a demonstration the group keeps its rollouts; its posterior, decision and advantages are filled in.
+    """
+    successes, trials = group.successes, len(group.rollouts)
+    decision = bool(method.gate.injects(successes, trials))
+    group = replace(group, posterior=method.gate.posterior(successes, trials), decision=decision)
+    if demonstration is not None:
+        if decision:
+            group = synthetic_success_injection(group, demonstration)
+        seats = (replace(demonstration, teacher=True),) * method.teacher_seats
+        group = replace(group, rollouts=group.rollouts + seats)
+    return replace(group, advantages=method.advantages(group.rewards, group.teacher_mask))

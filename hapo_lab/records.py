@@ -1,0 +1,239 @@
+"""What a training step leaves behind, and the run log that holds it: in memory, and as files that anyone can read.
+
+A run's folder: `run.json` (what was asked for, and the versions), `steps.jsonl` (a `StepRecord` a line), `events.jsonl`,
+`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from hapo_lab.gate import BetaPosterior
+from hapo_lab.ssi import Group, Rollout
+from hapo_lab.tasks import Problem
+
+COMPLETION_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step. "Student" figures are over all sampled rollouts, the replaced ones included, the teacher's not.
+
+    A tuple holds one entry a group. None stands for "there was nothing to measure".
+    """
+
+    step: int
+    """From 1."""
+    problems: tuple[str, ...]
+    """Keys of the step's problems."""
+    reward: float
+    """Mean reward of the students: their success at the training temperature."""
+    length: float
+    """Mean length of the students' completions, in tokens."""
+    cut: float
+    """Share of the students' completions that reached the length limit."""
+    successes: tuple[int, ...]
+    """S."""
+    trials: tuple[int, ...]
+    """Rollouts sampled."""
+    posterior: tuple[tuple[float, float], ...]
+    """(alpha, beta) of the gate's posterior."""
+    decisions: tuple[bool, ...]
+    """Whether the gate asked for the teacher."""
+    replaced: tuple[int, ...]
+    """The seat that SSI filled; -1: none."""
+    advantages: tuple[tuple[float, ...], ...]
+    """Of the rollouts that the update saw."""
+    teacher_samples: int
+    """Demonstrations in the update, by SSI or by a reserved seat."""
+    without_demonstration: int
+    """Groups that had none to offer."""
+    dead_before: int
+    """Groups of equal rewards as sampled ..."""
+    dead_after: int
+    """... and as updated on."""
+    updated: bool
+    """False: every group was dead, and the optimizer took no step."""
+    loss: float | None
+    grad_norm: float | None
+    """Before clipping."""
+    teacher_share: float | None
+    """|g_T| / (|g_T| + |g_S|): the teacher's part in the gradient's norm."""
+    teacher_logp: float | None
+    """Mean log-probability of the teacher's tokens, before the update."""
+    clip_fraction: float | None
+    """Share of student tokens whose gradient the clip cut, in the last inner epoch."""
+    entropy: float | None
+    """Mean over the tokens that the update saw, in nats."""
+    kl: float | None
+    """Of the policy that sampled to the base model, a student token, in nats (k3 estimator); at steps with an evaluation."""
+    heldout: float | None
+    """Success on held-out problems after this step, no teacher; at steps with an evaluation."""
+    learning_rate: float
+    tokens_sampled: int
+    """By the student; the replaced rollouts count."""
+    tokens_trained: int
+    """Completion tokens that carried a gradient."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
+
+    @property
+    def injected(self) -> tuple[bool, ...]:
+        """A demonstration replaced a rollout."""
+        return tuple(seat >= 0 for seat in self.replaced)
+
+    @property
+    def training_seconds(self) -> float:
+        """Without the evaluation."""
+        return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
+
+
+def runs_folder() -> Path:
+    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder."""
+    return Path(os.environ.get("HAPO_LAB_RUNS", "runs")).absolute()
+
+
+class RunLog:
+    """A run's records, in memory; with a folder, on disk too.
+
+    Parameters
+    ----------
+    about : dict
+        What was asked for, as JSON: it identifies the run.
+    folder : Path, optional
+        Where each record is appended as it comes.
+    """
+
+    def __init__(self, about: dict, folder: Path | None = None):
+        self.about = about
+        self.folder = folder
+        self.steps: list[StepRecord] = []
+        self.events: list[dict] = []
+        self.groups: list[Group] = []
+        """Of the last step."""
+
+    @property
+    def name(self) -> str:
+        return self.about["method"]["name"]
+
+    @property
+    def planned(self) -> int:
+        """Steps that the run is to take."""
+        return self.about["config"]["steps"]
+
+    def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
+        self.steps.append(record)
+        self.groups = list(groups)
+        if self.folder:
+            self._append("steps.jsonl", [asdict(record)])
+            self._append("completions.jsonl", [_group_row(record.step, group) for group in self.groups])
+
+    def event(self, kind: str, **details) -> None:
+        """Something that happened between two steps: a stop, a resume, a refused step."""
+        row = {"after_step": len(self.steps), "kind": kind, **details}
+        self.events.append(row)
+        if self.folder:
+            self._append("events.jsonl", [row])
+
+    def rewind(self, steps: int) -> None:
+        """Drop what came after that many steps: a run resumes from its last checkpoint."""
+        if steps == len(self.steps):
+            return
+        self.steps, self.events = self.steps[:steps], [e for e in self.events if e["after_step"] <= steps]
+        _write_rows(self.folder / "steps.jsonl", [asdict(s) for s in self.steps])
+        _write_rows(self.folder / "events.jsonl", self.events)
+        kept = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] <= steps]
+        _write_rows(self.folder / "completions.jsonl", kept)
+
+    def create(self) -> None:
+        """Make the folder; ValueError if a run is there already."""
+        if (self.folder / "run.json").exists():
+            raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RunLog:
+        """Read a run's folder; ValueError if there is none, or if a line in it can't be read."""
+        folder = Path(folder)
+        if not (folder / "run.json").exists():
+            raise ValueError(f"{folder} holds no run: there is no run.json in it.")
+        log = cls(json.loads((folder / "run.json").read_text()), folder)
+        log.steps = [_step_from(row) for row in _read_rows(folder / "steps.jsonl")]
+        log.events = _read_rows(folder / "events.jsonl")
+        return log
+
+    def groups_of(self, step: int) -> list[Group]:
+        """The groups of one step, read back from the folder (their completions' tokens are not stored: `ids` is empty)."""
+        record = self.steps[step - 1]
+        rows = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] == step]
+        return [_group_from(row, posterior, decision)
+                for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
+
+    def table(self) -> list[dict]:
+        """One row a step: every figure that is a single number, the seconds by phase spread out."""
+        rows = []
+        for record in self.steps:
+            row = {f.name: getattr(record, f.name) for f in fields(record)}
+            row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
+            rows.append({k: v for k, v in row.items() if not isinstance(v, tuple | dict)})
+        return rows
+
+    def write_csv(self, path: Path) -> None:
+        rows = self.table()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _append(self, name: str, rows: list[dict]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _group_row(step: int, group: Group) -> dict:
+    return {"step": step, "problem": asdict(group.problem), "replaced": group.replaced,
+            "advantages": group.advantages.tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
+            "removed": group.removed and _rollout_row(group.removed)}
+
+
+def _rollout_row(rollout: Rollout) -> dict:
+    return {"text": rollout.text[:COMPLETION_CHARACTERS], "reward": rollout.reward, "reason": rollout.reason,
+            "finished": rollout.finished, "teacher": rollout.teacher}
+
+
+def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Group:
+    problem = Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])})
+    return Group(problem, tuple(Rollout(ids=(), **r) for r in row["rollouts"]), BetaPosterior(*map(torch.tensor, posterior)),
+                 decision, row["replaced"], row["removed"] and Rollout(ids=(), **row["removed"]), torch.tensor(row["advantages"]))
+
+
+def _step_from(row: dict) -> StepRecord:
+    known = {f.name for f in fields(StepRecord)}
+    row = {k: tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
+           for k, v in row.items() if k in known}
+    return StepRecord(**row)
+
+
+def _read_rows(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove that line, or the file's torn end.") from None
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,178 @@
+"""Sampling completions: the engine protocol, and the engine that uses transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from peft.tuners.lora import LoraLayer
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+
+from hapo_lab.models import Policy
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. The default is plain: the policy's own distribution."""
+
+    max_new_tokens: int = 32
+    """A completion that reaches this length without an end-of-turn token is cut, and scores 0."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    top_p: float = 1.0
+    """1: all tokens."""
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: max_new_tokens must be at least 1, temperature positive, top_k at least 0, "
+                             "top_p in (0, 1].")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine returns for one sample."""
+
+    ids: tuple[int, ...]
+    """Its tokens, the end-of-turn token included if it was reached."""
+    text: str
+    """Decoded, without special tokens."""
+    logps: tuple[float, ...]
+    """The engine's log-probability of each token, under the distribution it sampled from."""
+    finished: bool
+    """False: cut at the length limit."""
+
+
+class Engine(Protocol):
+    """Whatever draws completions from the present policy."""
+
+    def sync(self) -> None:
+        """Take over the policy's present weights."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """n completions for each prompt (token ids), in order; the same seed gives the same completions."""
+
+
+class TransformersEngine:
+    """`generate` of transformers, each prompt read once for its n completions.
+
+    On a CPU it samples from a copy of the base, dequantised once, into which `sync` merges the adapter, afresh and in
+    float32: exact to rounding, and about twice as fast as 4-bit layers. On a GPU it samples from the policy itself.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.own_copy = policy.device.type == "cpu"
+        self.model = _dequantised(policy) if self.own_copy else policy.model
+        self._base = {name: layer.weight.clone() for name, layer in self._layers()} if self.own_copy else {}
+        self.sync()
+
+    def _layers(self):
+        lora = {name for name, module in self.policy.model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+        return [(name, module) for name, module in self.model.named_modules() if name in lora]
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        if not self.own_copy:
+            return
+        adapter = self.policy.model.get_base_model()
+        for name, layer in self._layers():
+            lora = adapter.get_submodule(name)
+            torch.add(self._base[name], lora.get_delta_weight("default").to(layer.weight.dtype), out=layer.weight.data)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        longest = max(map(len, prompts))
+        if longest + sampling.max_new_tokens > self.policy.context:
+            raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the context of "
+                             f"{self.policy.name} ({self.policy.context} tokens): shorten the prompt or the completion.")
+        tokenizer, device = self.policy.tokenizer, self.model.device
+        padded = tokenizer.pad({"input_ids": [list(p) for p in prompts]}, padding_side="left", return_tensors="pt").to(device)
+        cache = DynamicCache(config=self.model.config)
+        if longest > 1:  # all but the last token, once a prompt; generate reads the last one itself
+            positions = (padded.attention_mask.cumsum(-1) - 1).clamp(min=0)
+            self.model(input_ids=padded.input_ids[:, :-1], attention_mask=padded.attention_mask[:, :-1],
+                       position_ids=positions[:, :-1], past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(n)
+        sampler = _Sampler(seed, device)
+        warpers = LogitsProcessorList([*_warpers(sampling), sampler])
+        out = self.model.generate(
+            input_ids=padded.input_ids.repeat_interleave(n, 0), attention_mask=padded.attention_mask.repeat_interleave(n, 0),
+            past_key_values=cache, max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1,
+            temperature=None, top_k=None, top_p=None, logits_processor=warpers,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        logps = torch.stack(sampler.logps, 1).tolist()
+        completions = [self._completion(ids, lp) for ids, lp in zip(out[:, longest:].tolist(), logps, strict=True)]
+        return [completions[i * n:(i + 1) * n] for i in range(len(prompts))]
+
+    def _completion(self, ids: list[int], logps: list[float]) -> Completion:
+        eos = self.policy.tokenizer.eos_token_id
+        finished = eos in ids
+        length = ids.index(eos) + 1 if finished else len(ids)
+        ids = ids[:length]
+        return Completion(tuple(ids), self.policy.tokenizer.decode(ids, skip_special_tokens=True), tuple(logps[:length]), finished)
+
+
+class _Sampler(LogitsProcessor):
+    """Draws each token by inverting the cumulative distribution at a uniform number, and writes down its log-probability.
+
+    All other tokens go to -inf, so that `generate` has no choice left. Its own generator makes the draw a function of
+    the seed; and on a CPU it takes a tenth of `torch.multinomial`'s time over a vocabulary of 49k.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.logps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids, scores):
+        logp = scores.float().log_softmax(-1)
+        cumulative = logp.exp().cumsum(-1)
+        u = torch.rand(len(scores), 1, generator=self.generator, device=scores.device)
+        token = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
+        self.logps.append(logp.gather(1, token)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def _warpers(sampling: Sampling):
+    if sampling.temperature != 1:
+        yield lambda _, scores: scores / sampling.temperature
+    if sampling.top_k:
+        yield TopKLogitsWarper(sampling.top_k)
+    if sampling.top_p < 1:
+        yield TopPLogitsWarper(sampling.top_p)
+
+
+def _dequantised(policy: Policy) -> torch.nn.Module:
+    """A copy of the base in the compute dtype, without adapter; what was not quantized is shared, not copied."""
+    base = policy.model.get_base_model()
+    shared = {id(p): p for p in base.parameters() if not _is_quantized(p)}
+    for module in base.modules():
+        if isinstance(module, LoraLayer):  # replaced below: nothing of it need be copied
+            shared[id(module)] = module
+    model = deepcopy(base, memo=shared)
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = dequantised_weight(module)
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            linear.bias = module.get_base_layer().bias
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, linear)
+    return model.eval()
+
+
+def _is_quantized(parameter: torch.nn.Parameter) -> bool:
+    return hasattr(parameter, "quant_state")
+
+
+def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
+    """The base weight of a LoRA layer as the layer computes with it."""
+    weight = layer.get_base_layer().weight
+    if not _is_quantized(weight):
+        return weight.detach().clone()
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(weight.data, weight.quant_state)

@@ -1,0 +1,112 @@
+"""Groups of rollouts, and Synthetic Success Injection (SSI): a failure's seat goes to the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hapo_lab.gate import BetaPosterior
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of a prompt, by the policy or (`teacher`) by the demonstration."""
+
+    ids: tuple[int, ...]
+    """The completion's tokens, its end-of-turn token included."""
+    text: str
+    """The completion as read by the verifier: decoded, without special tokens."""
+    reward: float
+    """0 or 1: the verifier's verdict; 0 for a rollout that was cut at the length limit."""
+    reason: str = ""
+    """The verifier's words."""
+    finished: bool = True
+    """False: cut at the length limit."""
+    engine_logps: tuple[float, ...] = ()
+    """The sampling engine's own log-probabilities, one a token; empty for a demonstration."""
+    teacher: bool = False
+    """Written by the teacher."""
+
+    def __post_init__(self):
+        if self.reward not in (0, 1):
+            raise ValueError(f"rollout {self.text[:40]!r}: its reward is {self.reward}; rewards are 0 or 1.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one."""
+
+    problem: Any
+    """The `Problem` that they answer."""
+    rollouts: tuple[Rollout, ...]
+    """What the update sees; after SSI one of them is the teacher's."""
+    posterior: BetaPosterior | None = None
+    """The gate's belief in this prompt's success, from the sampled rollouts alone (0-d tensors)."""
+    decision: bool | None = None
+    """Whether the gate asked for the teacher. (A group without a demonstration is left alone all the same.)"""
+    replaced: int = -1
+    """The seat that SSI gave to the teacher; -1: none."""
+    removed: Rollout | None = None
+    """The rollout that sat there."""
+    advantages: torch.Tensor | None = None
+    """(N,) float32: one number a rollout."""
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        """(N,) float64, of the rollouts that the update sees."""
+        return torch.tensor([r.reward for r in self.rollouts], dtype=torch.float64)
+
+    @property
+    def teacher_mask(self) -> torch.Tensor:
+        """(N,) bool: which rollouts are the teacher's."""
+        return torch.tensor([r.teacher for r in self.rollouts])
+
+    @property
+    def sampled(self) -> tuple[Rollout, ...]:
+        """The policy's own rollouts, the replaced one in its seat: all that the student's metrics may see."""
+        seats = list(self.rollouts)
+        if self.replaced >= 0:
+            seats[self.replaced] = self.removed
+        return tuple(r for r in seats if not r.teacher)
+
+    @property
+    def successes(self) -> int:
+        """S: the right ones among the sampled rollouts."""
+        return int(sum(r.reward for r in self.sampled))
+
+    @property
+    def dead(self) -> bool:
+        """All rewards equal: every group-relative advantage is 0."""
+        return bool((self.rewards == self.rewards[0]).all())
+
+
+def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
+    """Put a verified demonstration in the place of the group's lowest-reward rollout (the first of equals).
+
+    Paper, section on SSI, by a reader's account: one rollout a group, nothing else of the group changes,
+    and the group's statistics are recomputed over the new group.
+
+    Parameters
+    ----------
+    group : Group
+        As sampled; ValueError if it already holds an injected rollout.
+    demonstration : Rollout
+        Its reward is its verifier's verdict; ValueError if that is not 1, or if it has no tokens.
+
+    Returns
+    -------
+    Group
+        A new group, with `replaced` and `removed` set and the teacher marked. The old one is untouched;
+        advantages are dropped, because the statistics they came from are gone.
+    """
+    if group.replaced >= 0:
+        raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
+    if demonstration.reward != 1 or not demonstration.ids:
+        raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} is not a verified success "
+                         f"({demonstration.reason or 'reward 0'}); only such a one may be injected.")
+    seat = int(group.rewards.argmin())  # argmin: the first of equals
+    seats = list(group.rollouts)
+    removed, seats[seat] = seats[seat], replace(demonstration, teacher=True)
+    return replace(group, rollouts=tuple(seats), replaced=seat, removed=removed, advantages=None)

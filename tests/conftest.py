@@ -1,0 +1,44 @@
+"""What several test files build: rollouts, groups, demonstrations."""
+
+import pytest
+from hypothesis import settings
+
+from hapo_lab.ssi import Group, Rollout
+from hapo_lab.tasks import Problem
+
+settings.register_profile("repo", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("repo")
+
+PROBLEM = Problem(key="7*8", messages=({"role": "user", "content": "What is 7 times 8?"},), answer="56",
+                  demonstration="7 times 8 is 56.\nAnswer: 56")
+
+
+@pytest.fixture(scope="session")
+def group_of():
+    """Rewards -> a group of such rollouts, each with tokens and text of its own."""
+    def make(rewards):
+        return Group(PROBLEM, tuple(Rollout(ids=(i, 100 + i), text=f"rollout {i}", reward=r, reason=f"reason {i}",
+                                            engine_logps=(-.1 * i, -1.)) for i, r in enumerate(rewards)))
+    return make
+
+
+@pytest.fixture(scope="session")
+def demonstration():
+    return Rollout(ids=(7, 8, 56, 2), text=PROBLEM.demonstration, reward=1., reason="it says 56, as it should")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M in 4 bits with a new adapter, loaded once."""
+    from hapo_lab.models import load_policy
+    return load_policy("smollm2-135m", seed=0)
+
+
+@pytest.fixture
+def policy(smollm2):
+    """The same, its adapter as new."""
+    new = [p.detach().clone() for p in smollm2.trainable()]
+    yield smollm2
+    for p, value in zip(smollm2.trainable(), new):
+        p.data.copy_(value)
+    smollm2.model.zero_grad()

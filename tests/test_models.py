@@ -1,0 +1,147 @@
+"""The real 4-bit model: the bitsandbytes trap, the adapter, what is refused."""
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora import LoraLayer
+
+from hapo_lab import models
+from hapo_lab.evaluate import prompt_ids
+from hapo_lab.logprobs import completion_logprobs
+from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.tasks import load_task
+
+PROBLEM = load_task(seed=0).train[0]
+
+
+def adapter_gradients(policy) -> dict[str, torch.Tensor]:
+    policy.model.zero_grad()
+    completion = policy.tokenizer.encode(PROBLEM.demonstration, add_special_tokens=False)
+    logp, _, _ = completion_logprobs(policy.model, [prompt_ids(policy, PROBLEM)], [[completion]])
+    logp.sum().backward()
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def dequantised(policy):
+    """The same policy, its base layers replaced by plain linear ones of the dequantised weights."""
+    for module in policy.model.modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            linear = torch.nn.Linear(base.in_features, base.out_features, bias=False)
+            linear.weight = torch.nn.Parameter(dequantize_4bit(base.weight.data, base.weight.quant_state), requires_grad=False)
+            module.base_layer = linear
+    return policy
+
+
+@pytest.fixture
+def policy():
+    policy = models.load_policy("smollm2-135m", seed=0)
+    with torch.no_grad():  # B = 0 would leave A without a gradient
+        for name, p in policy.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+def test_the_base_is_4_bit_nf4_with_double_quantization_and_the_adapter_float32(policy):
+    layers = [m for m in policy.model.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) == 30 * 7
+    assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
+    assert {p.dtype for p in policy.trainable()} == {torch.float32}
+    assert len(policy.trainable()) == 30 * 7 * 2
+
+
+def test_gradients_stay_right_after_generating_in_eval_mode(policy):
+    prompt = torch.tensor([prompt_ids(policy, PROBLEM)])
+    policy.model.eval()
+    with torch.no_grad():
+        policy.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    after_generating = adapter_gradients(policy)
+    reference = adapter_gradients(dequantised(policy))
+    for name, expected in reference.items():
+        found = after_generating[name]
+        assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99, name
+        assert found.norm() == pytest.approx(expected.norm(), rel=0.02), name
+
+
+@pytest.mark.skipif(not __import__("bitsandbytes.functional").functional.has_avx512bf16(),
+                    reason="this processor has no AVX512-BF16: here bitsandbytes does not repack")
+def test_the_trap_is_there_without_our_guard(policy):
+    for module in policy.model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = True
+    prompt = torch.tensor([prompt_ids(policy, PROBLEM)])
+    policy.model.eval()
+    with torch.no_grad():
+        policy.model(input_ids=prompt)
+    assert any(getattr(m.weight.quant_state, "packing_format_for_cpu", False)
+               for m in policy.model.modules() if isinstance(m, Linear4bit))
+
+
+def test_an_adapter_that_was_saved_and_loaded_is_the_same_policy(policy, tmp_path):
+    policy.model.save_pretrained(tmp_path)
+    again = models.load_policy("smollm2-135m", adapter=tmp_path)
+    for (name, p), q in zip(policy.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_the_engine_samples_from_the_policy_and_sync_follows_it(policy):
+    engine = TransformersEngine(policy)
+    prompts = [prompt_ids(policy, p) for p in load_task(seed=0).train[:3]]
+    for _ in range(2):
+        groups = engine.generate(prompts, 2, Sampling(max_new_tokens=6), seed=1)
+        with torch.no_grad():
+            logp, _, mask = completion_logprobs(policy.model, prompts, [[c.ids for c in g] for g in groups])
+        engine_logp = torch.tensor([x for g in groups for c in g for x in c.logps])
+        torch.testing.assert_close(logp[mask], engine_logp, atol=2e-3, rtol=0)
+        with torch.no_grad():
+            policy.trainable()[0].mul_(3)
+            policy.trainable()[1].add_(0.05)
+        engine.sync()
+
+
+def test_the_same_seed_gives_the_same_completions_and_another_one_others(policy):
+    engine, prompts = TransformersEngine(policy), [prompt_ids(policy, PROBLEM)]
+    first, same, other = (engine.generate(prompts, 4, Sampling(max_new_tokens=5), seed=s) for s in (7, 7, 8))
+    assert first == same
+    assert first != other
+
+
+def test_a_prompt_longer_than_the_context_is_refused(policy):
+    with pytest.raises(ValueError, match="exceed the context of smollm2-135m"):
+        TransformersEngine(policy).generate([[5] * 9000], 1, Sampling(), seed=0)
+
+
+def test_an_unquantized_policy_has_no_4_bit_layers():
+    policy = models.load_policy("smollm2-135m", quantize=False)
+    assert not policy.quantized
+    assert not any(isinstance(m, Linear4bit) for m in policy.model.modules())
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="'gpt-9' is no preset .*smollm2-135m"):
+        models.load_policy("gpt-9")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_loading(monkeypatch):
+    monkeypatch.setattr(models, "memory_available", lambda device: 2**30)
+    with pytest.raises(ValueError, match=r"needs about \d+\.\d GiB to train here and 1.0 GiB are free"):
+        models.load_policy("qwen2.5-math-7b")
+
+
+def test_estimates_grow_with_the_model_and_shrink_with_quantization():
+    sizes = [models.memory_estimate(name) for name in models.PRESETS]
+    assert sizes == sorted(sizes)
+    assert models.memory_estimate("qwen2.5-math-7b") < models.memory_estimate("qwen2.5-math-7b", quantize=False)
+
+
+def test_where_bitsandbytes_cannot_load_the_base_stays_unquantized_and_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)  # what an absent package looks like to `import`
+    with pytest.warns(UserWarning, match="bitsandbytes does not load here"):
+        assert models._bitsandbytes_loads() is False
+
+
+def test_a_damaged_model_in_the_cache_is_noticed(policy):
+    folder = models.cache_dir() / "smollm2-135m"
+    assert models._sha256(folder / "model.safetensors") == (folder / "model.sha256").read_text()

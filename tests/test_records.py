@@ -1,0 +1,168 @@
+"""The run log: what is added is what is read back."""
+
+import csv
+import json
+from dataclasses import fields
+
+import pytest
+
+from hapo_lab.methods import HAPO, teach
+from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
+from hapo_lab.ssi import Group, Rollout
+
+ABOUT = {"method": {"name": "HAPO"}, "config": {"steps": 5}, "versions": {"torch": "2"}}
+
+
+def record(step):
+    return StepRecord(
+        step=step, problems=("7*8", "2*9"), reward=.1 * step, length=1 / 3, cut=0., successes=(0, 7), trials=(8, 8),
+        posterior=((1., 9.), (8., 2.)), decisions=(True, False), replaced=(0, -1), advantages=((2.4742, -.35), (0., 0.)),
+        teacher_samples=1, without_demonstration=0, dead_before=1, dead_after=0, updated=True, loss=-.25, grad_norm=2.38,
+        teacher_share=.9, teacher_logp=-3.5, clip_fraction=None, entropy=1.25, kl=None, heldout=None, learning_rate=4e-4,
+        tokens_sampled=160, tokens_trained=150, seconds={"rollout": 8.25, "update": 6.5, "evaluate": 3.})
+
+
+@pytest.fixture
+def groups(group_of, demonstration):
+    return [teach(HAPO, group_of([0., 0., 1.]), demonstration), teach(HAPO, group_of([1.] * 8), demonstration)]
+
+
+@pytest.fixture
+def log(tmp_path, groups):
+    """Three steps on disk, a stop and a resume after the second."""
+    log = RunLog(ABOUT, tmp_path / "runs" / "one")
+    log.create()
+    for step in (1, 2, 3):
+        log.add(record(step), groups)
+        if step == 2:
+            log.event("stop", reason="Ctrl-C: “genug”\u2028")
+            log.event("resume")
+    return log
+
+
+def rows(log, name):
+    return [json.loads(line) for line in (log.folder / name).read_text().splitlines()]
+
+
+def test_a_run_reads_back_as_it_was_written(log):
+    read = RunLog.load(log.folder)
+    assert (read.about, read.steps, read.events) == (log.about, log.steps, log.events)
+    assert read.steps == [record(1), record(2), record(3)]
+    assert (read.name, read.planned) == ("HAPO", 5)
+
+
+def test_events_know_the_step_they_came_after(log):
+    assert [(e["after_step"], e["kind"]) for e in RunLog.load(log.folder).events] == [(2, "stop"), (2, "resume")]
+
+
+def test_every_completion_is_kept_with_the_teachers_and_the_removed_one(log, groups):
+    first, second = rows(log, "completions.jsonl")[:2]
+    assert [r["text"] for r in first["rollouts"]] == [r.text for r in groups[0].rollouts]
+    assert [r["teacher"] for r in first["rollouts"]] == [True, False, False]
+    assert (first["step"], first["problem"], first["replaced"], first["removed"]["text"]) == (1, "7*8", 0, "rollout 0")
+    assert first["advantages"] == pytest.approx(groups[0].advantages.tolist())
+    assert second["replaced"] == -1 and second["removed"] is None and len(second["rollouts"]) == 8
+
+
+def test_a_long_completion_is_cut(tmp_path, groups):
+    log = RunLog(ABOUT, tmp_path)
+    log.create()
+    long = Rollout(ids=(1,), text="x" * 5000, reward=0.)
+    log.add(record(1), [teach(HAPO, Group(groups[0].problem, (long, long)), None)])
+    assert [len(r["text"]) for r in rows(log, "completions.jsonl")[0]["rollouts"]] == [COMPLETION_CHARACTERS] * 2
+
+
+def test_a_log_without_a_folder_lives_in_memory(groups):
+    log = RunLog(ABOUT)
+    log.add(record(1), groups)
+    log.event("stop")
+    assert log.steps == [record(1)] and log.events == [{"after_step": 1, "kind": "stop"}] and log.groups == groups
+
+
+def test_rewinding_drops_later_steps_in_memory_and_on_disk(log):
+    log.add(record(4), [])
+    log.event("refused step")
+    log.rewind(2)
+    assert [s.step for s in log.steps] == [1, 2] and [e["kind"] for e in log.events] == ["stop", "resume"]
+    read = RunLog.load(log.folder)
+    assert (read.steps, read.events) == (log.steps, log.events)
+    assert [row["step"] for row in rows(log, "completions.jsonl")] == [1, 1, 2, 2]
+
+
+def test_a_rewound_log_goes_on(log, groups):
+    log.rewind(1)
+    log.add(record(2), groups)
+    assert RunLog.load(log.folder).steps == [record(1), record(2)]
+
+
+def test_rewinding_works_in_memory(groups):
+    log = RunLog(ABOUT)
+    log.add(record(1), groups)
+    log.add(record(2), groups)
+    log.rewind(1)
+    assert log.steps == [record(1)]
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(log):
+    with pytest.raises(ValueError, match="one holds a run already: continue it .*, or choose another folder"):
+        RunLog({"method": {"name": "other"}}, log.folder).create()
+    assert RunLog.load(log.folder).about == ABOUT
+
+
+def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="nowhere holds no run: there is no run.json in it"):
+        RunLog.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "events.jsonl"])
+def test_a_torn_line_is_named(log, name):
+    whole = (log.folder / name).read_text()
+    lines = whole.count("\n")
+    (log.folder / name).write_text(whole + '{"step": 4, "prob')
+    with pytest.raises(ValueError, match=f"{name}, line {lines + 1}: not JSON"):
+        RunLog.load(log.folder)
+
+
+@pytest.mark.parametrize("line", ["{}", "3", '{"step": 4}'])
+def test_a_line_that_is_no_step_is_named(log, line):
+    with open(log.folder / "steps.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match="steps.jsonl, line 4"):
+        RunLog.load(log.folder)
+
+
+def test_a_torn_run_json_is_named(log):
+    (log.folder / "run.json").write_text('{"method": ')
+    with pytest.raises(ValueError, match="run.json"):
+        RunLog.load(log.folder)
+
+
+def test_a_record_of_a_later_version_is_read_without_its_new_fields(log):
+    (log.folder / "steps.jsonl").write_text(json.dumps(rows(log, "steps.jsonl")[0] | {"new": 1}) + "\n")
+    assert RunLog.load(log.folder).steps == [record(1)]
+
+
+def test_the_table_has_one_number_a_cell_and_the_seconds_by_phase(log):
+    table = log.table()
+    assert [row["step"] for row in table] == [1, 2, 3]
+    assert all(isinstance(value, int | float | None) for row in table for value in row.values())
+    assert table[0]["seconds_rollout"] == 8.25 and table[0]["groups"] == 2
+    numbers = {f.name for f in fields(StepRecord) if not isinstance(getattr(record(1), f.name), tuple | dict)}
+    assert numbers < table[0].keys()
+
+
+def test_the_csv_is_the_table(log, tmp_path):
+    del log.steps[0].seconds["evaluate"]  # a step without an evaluation has a cell all the same
+    log.write_csv(tmp_path / "run.csv")
+    with open(tmp_path / "run.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in log.table()[1:]] == read[1:]
+    assert read[0]["seconds_evaluate"] == "" and read[1]["seconds_evaluate"] == "3.0"
+
+
+def test_training_seconds_leave_out_the_evaluation():
+    assert record(1).training_seconds == 14.75
+
+
+def test_injected_are_the_groups_with_a_replaced_seat():
+    assert record(1).injected == (True, False)

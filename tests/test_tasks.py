@@ -1,0 +1,138 @@
+"""Tasks: splits that do not leak, demonstrations that pass, verdicts with a reason."""
+
+from datetime import datetime
+
+import pytest
+
+from hapo_lab.tasks import TASKS, Problem, Task, Verdict, iso_date, load_task, question, verify_iso_date
+
+every_task = pytest.mark.parametrize("name", TASKS)
+seeds = pytest.mark.parametrize("seed", range(5))
+
+
+@every_task
+@seeds
+def test_no_problem_stands_in_both_splits(name, seed):
+    task = load_task(name, seed)
+    assert not {p.key for p in task.train} & {p.key for p in task.heldout}
+    assert not {question(p) for p in task.train} & {question(p) for p in task.heldout}
+
+
+@every_task
+@seeds
+def test_at_least_40_problems_are_held_out_and_more_are_trained_on(name, seed):
+    task = load_task(name, seed)
+    assert 40 <= len(set(map(question, task.heldout))) <= len(set(map(question, task.train)))
+
+
+@every_task
+def test_no_held_out_question_is_asked_or_shown_in_training(name):
+    task = load_task(name)
+    seen = "\n".join([m["content"] for p in task.train for m in p.messages] + [p.demonstration or "" for p in task.train])
+    assert not [q for p in task.heldout if (q := question(p)) in seen]
+
+
+@every_task
+@seeds
+def test_every_demonstration_passes_its_verifier(name, seed):
+    task = load_task(name, seed)
+    assert all(task.verify(p, p.demonstration).correct for p in (*task.train, *task.heldout) if p.demonstration)
+
+
+@every_task
+def test_a_seed_decides_the_split(name):
+    assert load_task(name, 3) == load_task(name, 3)
+    assert {p.key for p in load_task(name, 3).heldout} != {p.key for p in load_task(name, 4).heldout}
+
+
+@every_task
+def test_another_problems_demonstration_fails_with_a_reason(name):
+    task = load_task(name)
+    first = task.train[0]
+    other = next(p for p in task.train if p.answer != first.answer and p.demonstration)
+    verdict = task.verify(first, other.demonstration)
+    assert not verdict.correct and len(verdict.reason.split()) >= 2
+
+
+@every_task
+def test_an_empty_completion_fails_with_a_reason(name):
+    task = load_task(name)
+    verdict = task.verify(task.train[0], " \n ")
+    assert not verdict.correct and verdict.reason
+
+
+# dates
+
+DAY = Problem(key="17 March 1987", messages=({"role": "user", "content": "Write the date 17 March 1987 in ISO format."},),
+              answer="1987-03-17")
+
+
+@pytest.mark.parametrize("completion", [
+    "1987-03-17", "19870317", "The date is 1987-03-17.", "17 March 1987 is **1987-03-17**", "1987-03-17\n\n",
+    "17/03/1987, that is, 1987-03-17, or 19870317", '{"date": "1987-03-17"}'])
+def test_a_right_date_in_other_words_passes(completion):
+    verdict = verify_iso_date(DAY, completion)
+    assert verdict.correct, verdict.reason
+
+
+@pytest.mark.parametrize(("completion", "reason"), [
+    ("1987-03-18", "it says 1987-03-18, the date is 1987-03-17"), ("1987-17-03", "it says 1987-17-03"),
+    ("1987-03-17 or 1987-03-18", "it says 1987-03-17 and 1987-03-18"), ("17 March 1987", "no date in ISO format"),
+    ("1987-3-17", "no date in ISO format"), ("87-03-17", "no date in ISO format"), ("1987/03/17", "no date in ISO format"),
+    ("01987-03-17", "no date in ISO format"), ("1987-03-170", "no date in ISO format"), ("", "no date in ISO format")])
+def test_a_wrong_date_fails_with_the_reason(completion, reason):
+    verdict = verify_iso_date(DAY, completion)
+    assert not verdict.correct and reason in verdict.reason
+
+
+def test_dates_are_written_in_words_and_answered_by_the_calendar():
+    task = iso_date(0)
+    for p in (*task.train, *task.heldout):
+        assert datetime.strptime(p.key, "%d %B %Y").date().isoformat() == p.answer and p.key in question(p)
+
+
+# tasks that are refused
+
+def verify(problem, completion):
+    return Verdict(completion == problem.answer, f"it says {completion}, the answer is {problem.answer}")
+
+
+def problem(key, asked=None, demonstration=None):
+    return Problem(key, ({"role": "user", "content": asked or f"What is {key}?"},), answer="56", demonstration=demonstration)
+
+
+def task(train, heldout):
+    return Task("sums", tuple(train), tuple(heldout), verify, max_new_tokens=8)
+
+
+def test_a_sound_task_is_accepted_and_a_demonstration_is_optional():
+    assert task([problem("7*8", demonstration="56"), problem("14*4")], [problem("28*2")]).name == "sums"
+
+
+def test_a_demonstration_that_fails_its_own_verifier_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'sums': the demonstration of 'What is 14\*4\?' fails .* it says 54, the answer is 56"):
+        task([problem("7*8", demonstration="56"), problem("14*4", demonstration="54")], [problem("28*2")])
+
+
+def test_a_problem_in_both_splits_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'sums': held out and in training both: 14\*4\."):
+        task([problem("7*8"), problem("14*4")], [problem("14*4", asked="Four times fourteen?")])
+
+
+@pytest.mark.parametrize("train", [
+    problem("another key", asked="What is 28*2?"), problem("two", asked="Add these. What is 28*2? What is 3*3?"),
+    problem("7*8", demonstration="What is 28*2? The same")], ids=["asked", "asked among others", "in a demonstration"])
+def test_a_held_out_question_that_occurs_in_training_is_refused_by_name(train):
+    with pytest.raises(ValueError, match=r"'sums': the held-out question 'What is 28\*2\?' occurs"):
+        task([train], [problem("28*2")])
+
+
+@pytest.mark.parametrize(("train", "heldout"), [([], [DAY]), ([DAY], [])])
+def test_an_empty_split_is_refused(train, heldout):
+    with pytest.raises(ValueError, match="'sums': it needs problems to train on and problems held out"):
+        task(train, heldout)
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=f"unknown task 'chess'; choose one of {', '.join(TASKS)}"):
+        load_task("chess")

@@ -1,0 +1,187 @@
+"""The training loop on the real 4-bit SmolLM2, in small."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hapo_lab.evaluate import evaluate
+from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
+from hapo_lab.records import RunLog
+from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.tasks import load_task
+from hapo_lab.trainer import Config, Trainer, TrainingError, learning_rate
+
+SMALL = Config(steps=3, prompts=2, group_size=3, warmup=1, save_every=1, eval_every=0)
+
+
+@pytest.fixture(scope="module")
+def task():
+    whole = load_task(seed=0)
+    return replace(whole, train=whole.train[:4], heldout=whole.heldout[:2], max_new_tokens=12)
+
+
+def adapter(policy) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in policy.trainable()]
+
+
+def without_times(log: RunLog) -> list[dict]:
+    return [{k: v for k, v in vars(s).items() if k != "seconds"} for s in log.steps]
+
+
+def test_a_first_step_of_hapo_injects_into_the_failed_groups_and_moves_the_adapter(policy, task):
+    trainer = Trainer(policy, task, HAPO, replace(SMALL, steps=1, eval_every=1))
+    before = adapter(policy)
+    record, = trainer
+    assert record.successes == (0, 0) and record.reward == 0
+    assert record.decisions == (True, True) and record.injected == (True, True)
+    assert (record.dead_before, record.dead_after, record.teacher_samples) == (2, 0, 2)
+    assert record.trials == (3, 3) and record.length > 3
+    assert 0 < record.teacher_share < 1 and record.teacher_logp < 0 and record.grad_norm > 0
+    assert record.kl == pytest.approx(0, abs=1e-6)  # of the policy that sampled: still the base
+    assert record.heldout is not None and record.entropy > 0
+    assert set(record.seconds) == {"rollout", "gate", "update", "evaluate"}
+    assert record.updated and any(not torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_through_the_same_loop(policy, task, name):
+    record, = Trainer(policy, task, METHODS[name], replace(SMALL, steps=1))
+    teachers = {"grpo": 0, "hapo": 2, "luffy": 2, "sft": 2}[name]
+    assert record.teacher_samples == teachers
+    assert record.trials == ((2, 2) if name in ("luffy", "sft") else (3, 3))
+    assert record.injected == (name == "hapo",) * 2
+    if name == "sft":
+        assert record.teacher_share == 1 and all(a[-1] == 1 and not any(a[:-1]) for a in record.advantages)
+
+
+def test_when_every_group_is_dead_no_optimizer_step_is_taken_and_the_record_says_so(policy, task):
+    before = adapter(policy)
+    record, = Trainer(policy, task, GRPO, replace(SMALL, steps=1))
+    assert not record.updated and record.loss is None and record.dead_after == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+
+
+def test_a_problem_without_demonstration_is_left_alone_and_counted(policy, task):
+    bare = replace(task, train=tuple(replace(p, demonstration=None) for p in task.train))
+    record, = Trainer(policy, bare, HAPO, replace(SMALL, steps=1))
+    assert record.decisions == (True, True) and record.injected == (False, False)
+    assert record.without_demonstration == 2 and not record.updated
+
+
+def test_a_demonstration_longer_than_the_limit_counts_as_missing(policy, task):
+    record, = Trainer(policy, replace(task, max_new_tokens=4), HAPO, replace(SMALL, steps=1))
+    assert record.without_demonstration == 2 and record.cut > 0
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped_bit_for_bit(policy, task, tmp_path):
+    start = adapter(policy)
+    whole = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "whole")
+    list(whole)
+    expected = adapter(policy)
+
+    for p, value in zip(policy.trainable(), start):
+        p.data.copy_(value)
+    first = iter(Trainer(policy, task, HAPO, replace(SMALL), folder=tmp_path / "parts"))
+    next(first), next(first)
+    first.close()
+    with torch.no_grad():
+        policy.trainable()[0].zero_()  # whatever the process did after its last checkpoint
+    resumed = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "parts", resume=True)
+    assert [r.step for r in resumed] == [3]
+
+    assert all(torch.equal(a, b) for a, b in zip(expected, adapter(policy)))
+    assert without_times(RunLog.load(tmp_path / "parts")) == without_times(RunLog.load(tmp_path / "whole"))
+    assert [e["kind"] for e in RunLog.load(tmp_path / "parts").events] == ["resumed"]
+
+
+def test_steps_after_the_last_checkpoint_are_done_again(policy, task, tmp_path):
+    config = replace(SMALL, save_every=2)
+    steps = iter(Trainer(policy, task, HAPO, replace(config), folder=tmp_path))
+    next(steps)
+    steps.close()
+    resumed = Trainer(policy, task, HAPO, config, folder=tmp_path, resume=True)
+    assert len(resumed.log.steps) == 0
+    assert (tmp_path / "steps.jsonl").read_text() == "" and (tmp_path / "completions.jsonl").read_text() == ""
+
+
+def test_an_interrupt_finishes_the_step_saves_and_lets_iterating_again_go_on(policy, task, tmp_path):
+    trainer = Trainer(policy, task, HAPO, replace(SMALL, save_every=100), folder=tmp_path)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    done = [r.step for r in trainer]
+    timer.join()
+    assert 1 <= len(done) < 3
+    assert (tmp_path / "checkpoints" / f"step-{len(done):06d}").is_dir()
+    assert trainer.log.events[-1]["kind"] == "interrupted"
+    assert [r.step for r in trainer] == list(range(len(done) + 1, 4))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_token_budget_changes_memory_and_not_results(policy, task):
+    start, results = adapter(policy), []
+    for budget in (1, 10_000):
+        for p, value in zip(policy.trainable(), start):
+            p.data.copy_(value)
+        results.append([(r.loss, r.grad_norm) for r in Trainer(policy, task, HAPO, replace(SMALL, steps=1, token_budget=budget))][0])
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_inner_epochs_move_the_ratio_away_from_one(policy, task):
+    trainer = Trainer(policy, task, HAPO, replace(SMALL, steps=1, inner_epochs=3, learning_rate=5e-3))
+    record, = trainer
+    assert record.clip_fraction > 0
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_the_policy_kept(policy, task, tmp_path):
+    broken = replace(HAPO, shaping=lambda logp: logp * torch.nan)
+    before = adapter(policy)
+    with pytest.raises(TrainingError, match="step 1 is refused, because the loss is nan.*as step 0 left it"):
+        list(Trainer(policy, task, broken, SMALL, folder=tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+    log = RunLog.load(tmp_path)
+    assert log.steps == [] and log.events[0]["kind"] == "refused"
+
+
+def test_a_folder_with_a_run_is_refused_and_untouched(policy, task, tmp_path):
+    Trainer(policy, task, HAPO, SMALL, folder=tmp_path)
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(ValueError, match="holds a run already: continue it .*or choose another"):
+        Trainer(policy, task, HAPO, SMALL, folder=tmp_path)
+    with pytest.raises(ValueError, match="a run with another config"):
+        Trainer(policy, task, HAPO, replace(SMALL, seed=5), folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="a run with another method"):
+        Trainer(policy, task, SFT, SMALL, folder=tmp_path, resume=True)
+    assert (tmp_path / "run.json").read_text() == before
+    assert json.loads(before)["method"]["gate"] == {"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8}
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_name(policy, task):
+    long = replace(task.train[0], key="the long one", messages=({"role": "user", "content": "word " * 9000},))
+    with pytest.raises(ValueError, match="problem 'the long one' has a prompt of 9"):
+        Trainer(policy, replace(task, train=(long,)), HAPO, SMALL)
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("group_size", 1, "at least 2 rollouts"), ("steps", 0, "steps is 0"), ("learning_rate", 0.0, "learning_rate is 0.0"),
+    ("prompts", 0, "prompts is 0")])
+def test_a_config_without_meaning_is_refused(field, value, words):
+    with pytest.raises(ValueError, match=words):
+        replace(SMALL, **{field: value})
+
+
+def test_the_learning_rate_warms_up_and_falls_on_lines():
+    config = Config(steps=14, warmup=4, learning_rate=1.0, final_rate=0.1)
+    rates = [learning_rate(config, step) for step in range(1, 15)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[-1] == pytest.approx(0.1) and rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+
+
+def test_an_evaluation_has_an_interval_over_problems_and_counts_failed_groups(policy, task):
+    found = evaluate(policy, TransformersEngine(policy), task, samples=2)
+    assert (found.success, found.dead) == (0, 1) and found.interval() == (0, 0)
+    assert "0.0% [0.0%, 0.0%] over 2 problems x 2" in str(found)
