@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-from hapo_lab.dashboard import progress_line
+from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
-from hapo_lab.figures import comparison_figure, to_png, training_figure
+from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.methods import METHODS, get_method
 from hapo_lab.models import PRESETS, load_policy
-from hapo_lab.records import RunLog
+from hapo_lab.records import RunLog, progress_line
 from hapo_lab.rollouts import TransformersEngine
 from hapo_lab.tasks import TASKS, load_task
 from hapo_lab.trainer import Config, Trainer, TrainingError
@@ -56,8 +56,9 @@ def evaluate_run(args: argparse.Namespace) -> None:
         policy = load_policy(about["model"], adapter=adapter, quantize=about["quantized"])
         found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=seed)
         print(f"held-out success {who} training: {found}", flush=True)
+        keys = [p.key for p in found.problems]
         figures[who] = {"success": found.success, "interval_95": found.interval(), "dead_groups": found.dead,
-                        "samples": args.samples, "by_problem": dict(zip((p.key for p in found.problems), found.by_problem, strict=True))}
+                        "samples": args.samples, "by_problem": dict(zip(keys, found.by_problem, strict=True))}
     (args.run / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -102,14 +103,22 @@ def summary(run: Path) -> str:
     last = log.steps[-5:]
     groups = sum(len(s.problems) for s in last)
     lines = [f"{log.name} on {log.about['task']}: {len(log.steps)} of {log.planned} steps, "
-             f"{sum(s.training_seconds for s in log.steps) / 60:.1f} minutes of training, evaluation excluded",
+             f"{sum(s.training_seconds for s in log.steps) / 60:.1f} minutes of training, evaluation excluded "
+             f"({_phases(log)})",
              f"teacher in the last {len(last)} steps: {sum(s.teacher_samples for s in last)} of {groups} groups"]
     if (run / "evaluation.json").exists():
         for who, found in json.loads((run / "evaluation.json").read_text()).items():
             low, high = found["interval_95"]
             lines.append(f"held-out success {who} training: {found['success']:.1%} (95% interval {low:.1%} to {high:.1%}; "
-                         f"{len(found['by_problem'])} problems x {found['samples']}; {found['dead_groups']:.0%} of groups fail whole)")
+                         f"{len(found['by_problem'])} problems x {found['samples']}; "
+                         f"{found['dead_groups']:.0%} of the groups fail whole)")
     return "\n".join(lines)
+
+
+def _phases(log: RunLog) -> str:
+    total = sum(s.training_seconds for s in log.steps) or 1.0
+    named = {"rollout": "rollouts", "gate": "gate, SSI and advantages", "update": "update"}
+    return ", ".join(f"{words} {sum(s.seconds[phase] for s in log.steps) / total:.2%}" for phase, words in named.items())
 
 
 @contextmanager
@@ -166,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, help="the run's folder")
     p.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     p.add_argument("--model", default="smollm2-135m", help=f"{', '.join(PRESETS)}, a folder, or a hub id")
-    p.add_argument("--task", default="iso_date", help=", ".join(TASKS))
+    p.add_argument("--task", default="json_record", help=", ".join(TASKS))
     p.add_argument("--method", default="hapo", help=", ".join(METHODS))
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")

@@ -50,30 +50,33 @@ class BetaPosterior:
     def mode(self) -> torch.Tensor:
         """The density's peak; 0 or 1 where the density piles up there, NaN where no single point is the peak."""
         a, b = self.alpha, self.beta
-        peak = ((a - 1) / (a + b - 2)).clamp(0, 1)
+        peak = torch.where((a > 1) & (b > 1), (a - 1) / (a + b - 2), (a > b).double())
         return torch.where((a < 1) & (b < 1) | (a == 1) & (b == 1), torch.nan, peak)
 
     def pdf(self, x: torch.Tensor | float) -> torch.Tensor:
         """Density at x in [0, 1]."""
-        x = torch.as_tensor(x, dtype=torch.float64)
-        log_density = (special.xlogy(self.alpha - 1, x) + special.xlog1py(self.beta - 1, -x)
-                       - special.betaln(self.alpha, self.beta))
-        return torch.as_tensor(log_density).exp()
+        x = torch.as_tensor(x, dtype=torch.float64, device="cpu")
+        log_density = (torch.special.xlogy(self.alpha - 1, x) + torch.special.xlog1py(self.beta - 1, -x)
+                       - torch.lgamma(self.alpha) - torch.lgamma(self.beta) + torch.lgamma(self.alpha + self.beta))
+        return log_density.exp()
 
     def cdf(self, x: torch.Tensor | float) -> torch.Tensor:
         """P(success probability <= x): the regularised incomplete beta function."""
-        return torch.as_tensor(special.betainc(self.alpha, self.beta, torch.as_tensor(x, dtype=torch.float64)))
+        return self._special(special.betainc, torch.as_tensor(x, dtype=torch.float64, device="cpu").numpy())
 
     def interval(self, mass: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
-        """The central interval that holds `mass` of the posterior."""
+        """The central interval that holds `mass` of the posterior, 0 < mass < 1."""
+        if not 0 < mass < 1:
+            raise ValueError(f"interval: mass is {mass}; it must lie between 0 and 1, such as 0.95.")
         tail = (1 - mass) / 2
-        return (torch.as_tensor(special.betaincinv(self.alpha, self.beta, tail)),
-                torch.as_tensor(special.betaincinv(self.alpha, self.beta, 1 - tail)))
+        return self._special(special.betaincinv, tail), self._special(special.betaincinv, 1 - tail)
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """One draw an element, by inverting the cdf at a uniform number."""
-        u = torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64)
-        return torch.as_tensor(special.betaincinv(self.alpha, self.beta, u))
+        return self._special(special.betaincinv, torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64).numpy())
+
+    def _special(self, function, x) -> torch.Tensor:
+        return torch.as_tensor(function(self.alpha.numpy(), self.beta.numpy(), x))
 
 
 class Gate(Protocol):
@@ -128,8 +131,10 @@ class BetaGate:
 
         (a0 + S) / (a0 + b0 + N) < gamma  <=>  S < gamma (a0 + b0 + N) - a0, in exact fractions.
         """
+        if trials < 1 or trials != int(trials):
+            raise ValueError(f"gate: a group of {trials} rollouts; it must be a whole number, at least 1.")
         a, b, gamma = self._exact
-        return ceil(gamma * (a + b + trials) - a) - 1
+        return ceil(gamma * (a + b + int(trials)) - a) - 1
 
     def injects(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> torch.Tensor:
         """Whether each group is shown the teacher: bool, in the shape of the counts.
@@ -150,11 +155,11 @@ class BetaGate:
 
     def injection_probability(self, success_rate: torch.Tensor | float, trials: int) -> torch.Tensor:
         """P(inject | mu) = P(Binomial(N, mu) <= cutoff), exact, float64, in the shape of `success_rate`."""
-        mu = torch.as_tensor(success_rate, dtype=torch.float64)
+        mu = torch.as_tensor(success_rate, dtype=torch.float64, device="cpu")
         if not bool(((mu >= 0) & (mu <= 1)).all()):
             raise ValueError("gate: a success rate lies outside [0, 1].")
         k = min(self.cutoff(trials), trials)
-        return torch.zeros_like(mu) if k < 0 else torch.as_tensor(special.bdtr(k, trials, mu))
+        return torch.zeros_like(mu) if k < 0 else torch.as_tensor(special.bdtr(k, trials, mu.numpy()))
 
     def ladder(self, trials: int) -> list[str]:
         """What happens at S = 0..N: "inject", "leave", or "erases".
@@ -197,8 +202,9 @@ _warned: set = set()
 
 
 def _counts(successes, trials) -> tuple[torch.Tensor, torch.Tensor]:
-    s, n = torch.broadcast_tensors(torch.as_tensor(successes), torch.as_tensor(trials))
-    s, n = s.contiguous(), n.to(s.device).contiguous()
-    if bool((s != s.long()).any() | (n != n.long()).any() | (s < 0).any() | (s > n).any() | (n < 1).any()):
+    given = torch.broadcast_tensors(torch.as_tensor(successes), torch.as_tensor(trials))
+    s, n = (x.long().contiguous() for x in given)
+    n = n.to(s.device)
+    if any(bool((x != x.long()).any()) for x in given) or bool(((s < 0) | (s > n) | (n < 1)).any()):
         raise ValueError("gate: successes and trials must be whole numbers with 0 <= S <= N and N >= 1.")
-    return s.long(), n.long()
+    return s, n

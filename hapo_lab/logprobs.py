@@ -102,7 +102,8 @@ def completion_logprobs(model, prompts: Sequence[Sequence[int]], completions: Se
             start += len(piece)
 
     device = model.device
-    ids, positions, groups, owners, before = (torch.tensor(x, device=device) for x in (pieces, positions, groups, owners, before))
+    ids, positions, groups, owners, before = (
+        torch.tensor(x, device=device) for x in (pieces, positions, groups, owners, before))
     visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     blocked = torch.zeros(visible.shape, dtype=causal_lm.dtype, device=device)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log
 
 import torch
-import torch.nn.functional as nnf
 
 Shaping = Callable[[torch.Tensor], torch.Tensor]
 """Maps a token's log-probability to F(p), elementwise, differentiably."""
@@ -43,9 +42,10 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
         raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std' or 'none'.")
     if n < 2 or n <= ddof:
         raise ValueError(f"group_advantages: a group of {n} has nothing to be compared with; use at least 2 rollouts.")
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    centred = centred.masked_fill((rewards == rewards[..., :1]).all(-1, keepdim=True), 0)
-    return centred if scale == "none" else centred / (rewards.std(-1, correction=ddof, keepdim=True) + eps)
+    advantages = rewards - rewards.mean(-1, keepdim=True)
+    if scale == "std":
+        advantages = advantages / (rewards.std(-1, correction=ddof, keepdim=True) + eps)
+    return advantages.masked_fill((rewards == rewards[..., :1]).all(-1, keepdim=True), 0)
 
 
 def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor,
@@ -54,9 +54,10 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
 
     All tensors broadcast together (tokens, say (B, T), and advantages (B, 1)). eps = inf does not clip;
     eps_high > eps_low is DAPO's clip-higher. The gradient in logp is rho A where the unclipped term is the
-    smaller one, else 0.
+    smaller one, else 0. The log-ratio is bounded where exp would overflow, so that 0 * inf never arises.
     """
-    ratio = (logp - old_logp).exp()
+    bound = 0.9 * log(torch.finfo(logp.dtype).max)
+    ratio = (logp - old_logp).clamp(-bound, bound).exp()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
 
 
@@ -125,7 +126,8 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
     | "dr_grpo"   | sum / (B max_length)                     | 1 / (B max_length)              |
     | "luffy"     | sum / max_length, mean over groups       | 1 / (groups * max_length)       |
 
-    Linear in the tokens, so a batch may be split into pieces at will: compute w once, for all of it.
+    Linear in the tokens, so a batch may be split into pieces at will: compute w once, for all of it. TRL's "bnpo" divides
+    by the tokens of whatever piece of the batch is at hand; that the piece is the group is this kit's choice.
 
     Parameters
     ----------
@@ -143,6 +145,8 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
     if aggregation in ("dr_grpo", "luffy") and not max_length:
         raise ValueError(f"aggregation {aggregation!r} divides by the completion limit: pass max_length.")
     group = torch.zeros(sequences, dtype=torch.long) if group_index is None else group_index.cpu()
+    if group.shape != (sequences,):
+        raise ValueError(f"aggregation: group_index {tuple(group.shape)} does not fit {sequences} sequences.")
     group = group.unique(return_inverse=True)[1].to(mask.device)
     groups = int(group.max()) + 1
     if aggregation == "grpo":
@@ -153,7 +157,7 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
         divisor = mask.sum().expand(sequences)
     else:
         divisor = torch.full((sequences,), float(max_length * (sequences if aggregation == "dr_grpo" else groups)),
-                             device=mask.device)
+                             dtype=mask.dtype, device=mask.device)
     return mask / divisor.clamp(min=1)[:, None]
 
 
@@ -188,9 +192,12 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
         `loss`; `clip_fraction`, the share of student tokens whose gradient the clip cut; `ratio`, the students'
         mean rho; `teacher_logp`, the mean log-probability of teacher tokens. NaN where there are no such tokens.
     """
-    if logp.shape != token_mask.shape or advantages.shape != logp.shape[:1]:
-        raise ValueError(f"hapo_loss: logp {tuple(logp.shape)}, token_mask {tuple(token_mask.shape)} and advantages "
-                         f"{tuple(advantages.shape)} do not fit: they must be (B, T), (B, T) and (B,).")
+    for name, tensor, shape in (("token_mask", token_mask, logp.shape), ("old_logp", old_logp, logp.shape),
+                                ("weights", weights, logp.shape), ("importance", importance, logp.shape),
+                                ("advantages", advantages, logp.shape[:1]), ("teacher_mask", teacher_mask, logp.shape[:1])):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"hapo_loss: {name} {tuple(tensor.shape)} does not fit logp {tuple(logp.shape)}; "
+                             f"it must be {tuple(shape)}.")
     token_mask = token_mask.bool()
     teacher = teacher_mask.bool()[:, None] & token_mask
     student = ~teacher_mask.bool()[:, None] & token_mask

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -132,8 +132,8 @@ class RunLog:
         self.steps.append(record)
         self.groups = list(groups)
         if self.folder:
-            self._append("steps.jsonl", [asdict(record)])
             self._append("completions.jsonl", [_group_row(record.step, group) for group in self.groups])
+            self._append("steps.jsonl", [asdict(record)])  # last: what has no step here never happened
 
     def event(self, kind: str, **details) -> None:
         """Something that happened between two steps: a stop, a resume, a refused step."""
@@ -144,13 +144,13 @@ class RunLog:
 
     def rewind(self, steps: int) -> None:
         """Drop what came after that many steps: a run resumes from its last checkpoint."""
-        if steps == len(self.steps):
-            return
         self.steps, self.events = self.steps[:steps], [e for e in self.events if e["after_step"] <= steps]
-        _write_rows(self.folder / "steps.jsonl", [asdict(s) for s in self.steps])
-        _write_rows(self.folder / "events.jsonl", self.events)
-        kept = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] <= steps]
-        _write_rows(self.folder / "completions.jsonl", kept)
+        self.groups = []
+        if self.folder:
+            _write_rows(self.folder / "steps.jsonl", [asdict(s) for s in self.steps])
+            _write_rows(self.folder / "events.jsonl", self.events)
+            kept = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] <= steps]
+            _write_rows(self.folder / "completions.jsonl", kept)
 
     def create(self) -> None:
         """Make the folder; ValueError if a run is there already."""
@@ -165,13 +165,23 @@ class RunLog:
         folder = Path(folder)
         if not (folder / "run.json").exists():
             raise ValueError(f"{folder} holds no run: there is no run.json in it.")
-        log = cls(json.loads((folder / "run.json").read_text()), folder)
-        log.steps = [_step_from(row) for row in _read_rows(folder / "steps.jsonl")]
+        try:
+            log = cls(json.loads((folder / "run.json").read_text(encoding="utf-8")), folder)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / 'run.json'} is not JSON ({error.msg}): the run can't be read.") from None
+        for number, row in enumerate(_read_rows(folder / "steps.jsonl"), 1):
+            try:
+                log.steps.append(_step_from(row))
+            except (TypeError, AttributeError):
+                raise ValueError(f"{folder / 'steps.jsonl'}, line {number}: not the record of a step; "
+                                 "remove that line.") from None
         log.events = _read_rows(folder / "events.jsonl")
         return log
 
     def groups_of(self, step: int) -> list[Group]:
         """The groups of one step, read back from the folder (their completions' tokens are not stored: `ids` is empty)."""
+        if not self.folder:
+            raise ValueError("this run is kept in memory only, and its groups are gone: give the trainer a folder.")
         record = self.steps[step - 1]
         rows = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] == step]
         return [_group_from(row, posterior, decision)
@@ -211,9 +221,10 @@ def _rollout_row(rollout: Rollout) -> dict:
 
 
 def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Group:
-    problem = Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])})
-    return Group(problem, tuple(Rollout(ids=(), **r) for r in row["rollouts"]), BetaPosterior(*map(torch.tensor, posterior)),
-                 decision, row["replaced"], row["removed"] and Rollout(ids=(), **row["removed"]), torch.tensor(row["advantages"]))
+    return Group(problem=Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])}),
+                 rollouts=tuple(Rollout(ids=(), **r) for r in row["rollouts"]),
+                 posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision, replaced=row["replaced"],
+                 removed=row["removed"] and Rollout(ids=(), **row["removed"]), advantages=torch.tensor(row["advantages"]))
 
 
 def _step_from(row: dict) -> StepRecord:
@@ -231,9 +242,40 @@ def _read_rows(path: Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove that line, or the file's torn end.") from None
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove that line, "
+                             "or the file's torn end.") from None
     return rows
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def progress_line(log: RunLog) -> str:
+    """Step, student's success, teacher samples, and the time left or, at the end, taken."""
+    parts = [f"step {len(log.steps)} of {log.planned}"]
+    if log.steps:
+        last, seconds = log.steps[-1], sum(sum(r.seconds.values()) for r in log.steps)
+        parts += [f"student {last.reward:.2f}"] + ([] if last.heldout is None else [f"held-out {last.heldout:.2f}"])
+        parts += [f"teacher in {last.teacher_samples} of {len(last.problems)} groups"]
+        parts += [_duration(seconds_left(log)) + " left" if len(log.steps) < log.planned else _duration(seconds) + " in all"]
+    return "   ".join(parts)
+
+
+def seconds_left(log: RunLog) -> float:
+    """Steps to go at the pace of the last five, and evaluations to go at the mean of those made."""
+    ahead, every = range(len(log.steps) + 1, log.planned + 1), log.about["config"].get("eval_every", 0)
+    evaluations = sum(step % every == 0 or step == log.planned for step in ahead) if every else 0
+    made = [r.seconds["evaluate"] for r in log.steps if "evaluate" in r.seconds]
+    return len(ahead) * mean_of([r.training_seconds for r in log.steps[-5:]]) + evaluations * mean_of(made)
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {s} s" if minutes else f"{s} s"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0

@@ -110,11 +110,11 @@ class TransformersEngine:
         return [completions[i * n:(i + 1) * n] for i in range(len(prompts))]
 
     def _completion(self, ids: list[int], logps: list[float]) -> Completion:
-        eos = self.policy.tokenizer.eos_token_id
-        finished = eos in ids
-        length = ids.index(eos) + 1 if finished else len(ids)
-        ids = ids[:length]
-        return Completion(tuple(ids), self.policy.tokenizer.decode(ids, skip_special_tokens=True), tuple(logps[:length]), finished)
+        tokenizer = self.policy.tokenizer
+        finished = tokenizer.eos_token_id in ids
+        length = ids.index(tokenizer.eos_token_id) + 1 if finished else len(ids)
+        text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return Completion(tuple(ids[:length]), text, tuple(logps[:length]), finished)
 
 
 class _Sampler(LogitsProcessor):

@@ -51,7 +51,7 @@ class Group:
     removed: Rollout | None = None
     """The rollout that sat there."""
     advantages: torch.Tensor | None = None
-    """(N,) float32: one number a rollout."""
+    """(N,): one number a rollout."""
 
     @property
     def rewards(self) -> torch.Tensor:
@@ -103,7 +103,9 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     """
     if group.replaced >= 0:
         raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
-    if demonstration.reward != 1 or not demonstration.ids:
+    if not demonstration.ids:
+        raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} has no tokens.")
+    if demonstration.reward != 1:
         raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} is not a verified success "
                          f"({demonstration.reason or 'reward 0'}); only such a one may be injected.")
     seat = int(group.rewards.argmin())  # argmin: the first of equals

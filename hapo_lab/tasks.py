@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Task:
     Raises
     ------
     ValueError
-        A problem stands in both splits; a held-out question occurs in a training question or demonstration; the
+        A problem stands in both splits; a held-out question occurs in a training prompt or demonstration; the
         verifier rejects a demonstration (named, with the verifier's reason).
     """
 
@@ -58,12 +59,11 @@ class Task:
             raise ValueError(f"task {self.name!r}: it needs problems to train on and problems held out.")
         if both := {p.key for p in self.train} & {p.key for p in self.heldout}:
             raise ValueError(f"task {self.name!r}: held out and in training both: {', '.join(sorted(both)[:5])}.")
-        asked = {question(p) for p in self.train}
-        shown = "\n".join(p.demonstration or "" for p in self.train)
+        shown = "\n".join([m["content"] for p in self.train for m in p.messages] + [p.demonstration or "" for p in self.train])
         for p in self.heldout:
-            if question(p) in asked or question(p) in shown:
+            if re.search(rf"(?<!\w){re.escape(question(p))}(?!\w)", shown):
                 raise ValueError(f"task {self.name!r}: the held-out question {question(p)!r} occurs in the training split.")
-        for p in self.train:
+        for p in (*self.train, *self.heldout):
             if p.demonstration is not None and not (verdict := self.verify(p, p.demonstration)).correct:
                 raise ValueError(f"task {self.name!r}: the demonstration of {question(p)!r} fails its own verifier: "
                                  f"{verdict.reason}. Correct it, or leave it out.")
@@ -72,6 +72,53 @@ class Task:
 def question(problem: Problem) -> str:
     """The last message: what the problem asks."""
     return problem.messages[-1]["content"]
+
+
+NAMES = ("Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Laura Martin Nina Oscar Paula Quentin Robert Sara Tom "
+         "Ursula Victor Wendy Yusuf Zoe Alice Bruno Carmen Diego Elena Felix Gloria Hugo Isabel Jonas Karen Leo Maria Noah "
+         "Olga").split()
+CITIES = ("Paris London Berlin Madrid Rome Oslo Vienna Athens Dublin Lisbon Boston Chicago Tokyo Cairo Lima Prague Warsaw "
+          "Geneva Milan Seattle Denver Dallas Miami Toronto Sydney Delhi Mumbai Seoul Beijing Moscow").split()
+SENTENCES = ("{name} is {age} years old and lives in {city}.", "{name} lives in {city} and is {age} years old.",
+             "{name}, aged {age}, comes from {city}.")
+
+
+def json_record(seed: int = 0) -> Task:
+    """A sentence about a person, to be written as JSON: {"name": "Anna", "age": 34, "city": "Oslo"}.
+
+    240 sentences to train on, 40 held out; no name and no city of a held-out sentence occurs in training.
+    """
+    rng = random.Random(seed)
+    names, cities = rng.sample(NAMES, len(NAMES)), rng.sample(CITIES, len(CITIES))
+    return Task("json_record", train=_people(rng, names[10:], cities[8:], 240),
+                heldout=_people(rng, names[:10], cities[:8], 40), verify=verify_json_record, max_new_tokens=32)
+
+
+def _people(rng: random.Random, names: list[str], cities: list[str], count: int) -> tuple[Problem, ...]:
+    people: dict[str, Problem] = {}
+    while len(people) < count:
+        person = {"name": rng.choice(names), "age": rng.randint(18, 79), "city": rng.choice(cities)}
+        key = " ".join(map(str, person.values()))
+        text = f"{rng.choice(SENTENCES).format(**person)} Write this as JSON with the keys name, age and city."
+        people.setdefault(key, Problem(key, ({"role": "user", "content": text},), json.dumps(person), json.dumps(person)))
+    return tuple(people.values())
+
+
+def verify_json_record(problem: Problem, completion: str) -> Verdict:
+    """Right if the completion, as it stands, is JSON with the right values; white space and the order of keys are free."""
+    try:
+        said = json.loads(completion)
+    except json.JSONDecodeError as error:
+        return Verdict(False, f"not JSON: {error.msg.lower()} at character {error.pos + 1}, {completion[error.pos:][:12]!r}")
+    expected = json.loads(problem.answer)
+    if not isinstance(said, dict):
+        return Verdict(False, f"JSON, but no object: {completion.strip()[:40]!r}")
+    if said.keys() != expected.keys():
+        return Verdict(False, f"the keys are {', '.join(said) or 'missing'}; they must be {', '.join(expected)}")
+    for key, value in expected.items():
+        if isinstance(said[key], bool) or said[key] != value:
+            return Verdict(False, f"{key} is {said[key]!r}, it should be {value!r}")
+    return Verdict(True, "JSON with the right name, age and city")
 
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2029, 12, 31)
@@ -92,7 +139,7 @@ def _date_problem(day: date) -> Problem:
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")
-_ISO_DATE = re.compile(r"(?<![\d-])\d{4}-?\d{2}-?\d{2}(?![\d-])")
+_ISO_DATE = re.compile(r"(?<![\d-])(?:\d{4}-\d{2}-\d{2}|\d{8})(?![\d-])", re.ASCII)
 
 
 def verify_iso_date(problem: Problem, completion: str) -> Verdict:
@@ -108,10 +155,10 @@ def verify_iso_date(problem: Problem, completion: str) -> Verdict:
     return Verdict(True, f"it says {problem.answer}, as it should")
 
 
-TASKS: dict[str, Callable[[int], Task]] = {"iso_date": iso_date}
+TASKS: dict[str, Callable[[int], Task]] = {"json_record": json_record, "iso_date": iso_date}
 
 
-def load_task(name: str = "iso_date", seed: int = 0) -> Task:
+def load_task(name: str = "json_record", seed: int = 0) -> Task:
     """A task by name; the seed decides which problems are held out."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}.")

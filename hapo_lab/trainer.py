@@ -20,9 +20,10 @@ import torch
 
 import hapo_lab
 from hapo_lab import checkpoint
+from hapo_lab.batch import Batch
 from hapo_lab.evaluate import evaluate, grade, prompt_ids
-from hapo_lab.logprobs import completion_logprobs, length_mask
-from hapo_lab.loss import aggregation_weights, hapo_loss
+from hapo_lab.logprobs import completion_logprobs
+from hapo_lab.loss import hapo_loss
 from hapo_lab.methods import Method, teach
 from hapo_lab.models import Policy
 from hapo_lab.records import RunLog, StepRecord
@@ -35,7 +36,7 @@ from hapo_lab.tasks import Problem, Task
 class Config:
     """The numbers of a run. The defaults are the main job's: SmolLM2-135M on two CPU cores."""
 
-    steps: int = 40
+    steps: int = 30
     prompts: int = 4
     """Problems a step."""
     group_size: int = 8
@@ -179,15 +180,16 @@ class Trainer:
         n = self.config.group_size - self.method.teacher_seats
         prompts = [prompt_ids(self.policy, p) for p in problems]
         drawn = self.engine.generate(prompts, n, self.sampling, seed)
-        return [Group(p, tuple(grade(self.task, p, c) for c in completions)) for p, completions in zip(problems, drawn, strict=True)]
+        return [Group(p, tuple(grade(self.task, p, c) for c in completions))
+                for p, completions in zip(problems, drawn, strict=True)]
 
     def _update(self, groups: list[Group], rate: float) -> dict:
         """The optimizer's steps on one batch; returns what a `StepRecord` says of them."""
-        batch = _Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
+        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
         packs = batch.packs(self.config.token_budget)
         if not packs:
-            return dict.fromkeys(("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy"),
-                                 ) | {"updated": False, "tokens_trained": 0}
+            unknown = ("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy")
+            return dict.fromkeys(unknown) | {"updated": False, "tokens_trained": 0}
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         old_logp = None
@@ -200,13 +202,13 @@ class Trainer:
             self._refuse_unless_finite(batch, logp, metrics["loss"], grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        trained = batch.token_mask & batch.live[:, None]
+        trained, teacher = batch.trained, batch.teacher[:, None]
         return {"updated": True, "loss": metrics["loss"], "grad_norm": grad_norm, "teacher_share": share,
-                "teacher_logp": _mean(old_logp, trained & batch.teacher[:, None]),
-                "clip_fraction": metrics["clip_fraction"] if not batch.teacher.all() else None,
-                "entropy": _mean(first_entropy, trained & ~batch.teacher[:, None]), "tokens_trained": int(trained.sum())}
+                "teacher_logp": _mean(old_logp, trained & teacher),
+                "clip_fraction": metrics["clip_fraction"] if (trained & ~teacher).any() else None,
+                "entropy": _mean(first_entropy, trained & ~teacher), "tokens_trained": int(trained.sum())}
 
-    def _backward(self, batch: _Batch, packs: list[list[int]], old_logp: torch.Tensor | None):
+    def _backward(self, batch: Batch, packs: list[list[int]], old_logp: torch.Tensor | None):
         """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""
         self.optimizer.zero_grad()
         logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)
@@ -228,7 +230,7 @@ class Trainer:
         teacher_norm, student_norm = teacher_gradient.norm(), (self._gradient() - teacher_gradient).norm()
         return logp, entropy, (teacher_norm / (teacher_norm + student_norm).clamp(min=1e-12)).item()
 
-    def _loss(self, batch: _Batch, logp: torch.Tensor, old_logp: torch.Tensor, rows: torch.Tensor):
+    def _loss(self, batch: Batch, logp: torch.Tensor, old_logp: torch.Tensor, rows: torch.Tensor):
         """`hapo_loss` on some rows of the batch; `logp` holds just them, `old_logp` all."""
         importance = (old_logp - batch.engine_logp).exp().clamp(max=self.config.importance_cap)
         return hapo_loss(logp, old_logp[rows], batch.advantages[rows], batch.teacher[rows], batch.trained[rows],
@@ -237,9 +239,9 @@ class Trainer:
 
     def _gradient(self) -> torch.Tensor:
         """All parameters' gradients, as one vector."""
-        return torch.cat([torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.flatten() for p in self.parameters])
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
 
-    def _refuse_unless_finite(self, batch: _Batch, logp: torch.Tensor, loss: float, grad_norm: float) -> None:
+    def _refuse_unless_finite(self, batch: Batch, logp: torch.Tensor, loss: float, grad_norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         self.optimizer.zero_grad()
@@ -293,11 +295,11 @@ class Trainer:
         return Rollout(ids, problem.demonstration, float(verdict.correct), verdict.reason, teacher=True)
 
     def _check_prompts(self) -> None:
-        limit = self.policy.context - self.sampling.max_new_tokens
+        new = self.sampling.max_new_tokens
         for problem in (*self.task.train, *self.task.heldout):
-            if (length := len(prompt_ids(self.policy, problem))) > limit:
-                raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {self.sampling.max_new_tokens} "
-                                 f"new ones {self.policy.name} reads at most {limit}. Shorten it, or leave it out.")
+            if (length := len(prompt_ids(self.policy, problem))) > self.policy.context - new:
+                raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
+                                 f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
 
     def _about(self) -> dict:
         """What identifies the run: two runs that differ in it must not be mixed."""
@@ -318,68 +320,6 @@ class Trainer:
         if step < self.config.steps:
             log.rewind(step)
             log.event("resumed")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Groups as tensors; a row is a rollout, in the order of the groups."""
-
-    prompts: list[list[int]]
-    rows: list[Rollout]
-    group_of: list[int]
-    advantages: torch.Tensor
-    """(B,) float32"""
-    teacher: torch.Tensor
-    """(B,) bool"""
-    token_mask: torch.Tensor
-    """(B, T) bool"""
-    weights: torch.Tensor
-    """(B, T): of the whole batch, dead groups included"""
-    engine_logp: torch.Tensor
-    """(B, T): 0 on the teacher's rows"""
-    live: torch.Tensor
-    """(B,) bool: rows that carry a gradient. An advantage of 0 carries none, unless there is an entropy bonus."""
-
-    @property
-    def trained(self) -> torch.Tensor:
-        """(B, T) bool: the live rows' tokens."""
-        return self.token_mask & self.live[:, None]
-
-    @classmethod
-    def of(cls, groups: list[Group], prompts: list[list[int]], method: Method, sampling: Sampling) -> _Batch:
-        rows = [r for g in groups for r in g.rollouts]
-        group_of = [i for i, g in enumerate(groups) for _ in g.rollouts]
-        mask = length_mask([len(r.ids) for r in rows])
-        engine_logp = torch.zeros(mask.shape)
-        for i, r in enumerate(rows):
-            engine_logp[i, :len(r.engine_logps)] = torch.tensor(r.engine_logps)
-        advantages = torch.cat([g.advantages for g in groups]).float()
-        return cls(prompts, rows, group_of, advantages, torch.tensor([r.teacher for r in rows]), mask,
-                   aggregation_weights(mask, method.aggregation, sampling.max_new_tokens, torch.tensor(group_of)),
-                   engine_logp, (advantages != 0) | (method.entropy_bonus != 0))
-
-    def packs(self, token_budget: int) -> list[list[int]]:
-        """The live rows in packs of about `token_budget` tokens, a prompt counted once a pack; the teacher's rows first."""
-        packs: list[list[int]] = []
-        for teacher in (True, False):
-            pack, used = [], 0
-            for i in range(len(self.rows)):
-                if not self.live[i] or bool(self.teacher[i]) is not teacher:
-                    continue
-                g = self.group_of[i]
-                prompt = 0 if pack and self.group_of[pack[-1]] == g else len(self.prompts[g])
-                if pack and used + prompt + len(self.rows[i].ids) > token_budget:
-                    packs.append(pack)
-                    pack, used, prompt = [], 0, len(self.prompts[g])
-                pack.append(i)
-                used += prompt + len(self.rows[i].ids)
-            packs += [pack] if pack else []
-        return packs
-
-    def of_pack(self, pack: list[int]) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
-        """Prompts and, for each, the completions of a pack's rows."""
-        groups = list(dict.fromkeys(self.group_of[i] for i in pack))
-        return [self.prompts[g] for g in groups], [[self.rows[i].ids for i in pack if self.group_of[i] == g] for g in groups]
 
 
 def _described(part) -> str | int | float | dict:
