@@ -60,13 +60,18 @@ class Engine(Protocol):
 class TransformersEngine:
     """`generate` of transformers, each prompt read once for its n completions.
 
-    On a CPU it samples from a copy of the base, dequantised once, into which `sync` merges the adapter, afresh and in
-    float32: exact to rounding, and about twice as fast as 4-bit layers. On a GPU it samples from the policy itself.
+    Parameters
+    ----------
+    policy : Policy
+    own_copy : bool, optional
+        True: sample from a copy of the base, dequantised once, into which `sync` merges the adapter, afresh and in the
+        compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
+        False: sample from the policy itself. Default: True on a CPU.
     """
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy, own_copy: bool | None = None):
         self.policy = policy
-        self.own_copy = policy.device.type == "cpu"
+        self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
         self.model = _dequantised(policy) if self.own_copy else policy.model
         self._base = {name: layer.weight.clone() for name, layer in self._layers()} if self.own_copy else {}
         self.sync()

@@ -223,10 +223,10 @@ def test_projector_enlarges_all_later_type():
 
 
 def test_no_state_outside_the_figure():
-    code = ("import sys, hapo_lab.dashboard\nfrom hapo_lab import figures\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
+    code = ("import sys, hapo_lab.dashboard\nfrom hapo_lab import figures\nfrom hapo_lab.drawing import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
             "sys.path.insert(0, 'tests')\nfrom test_figures import a_log, group, teach, HAPO, DEMONSTRATION\n"
             "for f in (figures.training_figure(a_log()), figures.comparison_figure([a_log()]),\n"
-            "          figures.group_figure(teach(HAPO, group(0), DEMONSTRATION))): figures.to_png(f)\n"
+            "          figures.group_figure(teach(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
             "assert m.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 

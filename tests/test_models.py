@@ -1,5 +1,7 @@
 """The real 4-bit model: the bitsandbytes trap, the adapter, what is refused."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -23,42 +25,45 @@ def adapter_gradients(policy) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.requires_grad}
 
 
+@contextmanager
 def dequantised(policy):
-    """The same policy, its base layers replaced by plain linear ones of the dequantised weights."""
-    for module in policy.model.modules():
-        if isinstance(module, LoraLayer):
-            base = module.get_base_layer()
-            linear = torch.nn.Linear(base.in_features, base.out_features, bias=False)
-            linear.weight = torch.nn.Parameter(dequantize_4bit(base.weight.data, base.weight.quant_state), requires_grad=False)
-            module.base_layer = linear
-    return policy
+    """The same policy, its base layers replaced by plain linear ones of the dequantised weights, for a while."""
+    layers = {module: module.base_layer for module in policy.model.modules() if isinstance(module, LoraLayer)}
+    for module, base in layers.items():
+        linear = torch.nn.Linear(base.in_features, base.out_features, bias=False)
+        linear.weight = torch.nn.Parameter(dequantize_4bit(base.weight.data, base.weight.quant_state), requires_grad=False)
+        module.base_layer = linear
+    yield
+    for module, base in layers.items():
+        module.base_layer = base
 
 
 @pytest.fixture
-def policy():
-    policy = models.load_policy("smollm2-135m", seed=0)
-    with torch.no_grad():  # B = 0 would leave A without a gradient
+def moved(policy):
+    """A policy whose adapter is not as new: B = 0 would leave A without a gradient."""
+    with torch.no_grad():
         for name, p in policy.model.named_parameters():
             if "lora_B" in name:
                 p.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     return policy
 
 
-def test_the_base_is_4_bit_nf4_with_double_quantization_and_the_adapter_float32(policy):
-    layers = [m for m in policy.model.modules() if isinstance(m, Linear4bit)]
+def test_the_base_is_4_bit_nf4_with_double_quantization_and_the_adapter_float32(moved):
+    layers = [m for m in moved.model.modules() if isinstance(m, Linear4bit)]
     assert len(layers) == 30 * 7
     assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
-    assert {p.dtype for p in policy.trainable()} == {torch.float32}
-    assert len(policy.trainable()) == 30 * 7 * 2
+    assert {p.dtype for p in moved.trainable()} == {torch.float32}
+    assert len(moved.trainable()) == 30 * 7 * 2
 
 
-def test_gradients_stay_right_after_generating_in_eval_mode(policy):
-    prompt = torch.tensor([prompt_ids(policy, PROBLEM)])
-    policy.model.eval()
+def test_gradients_stay_right_after_generating_in_eval_mode(moved):
+    prompt = torch.tensor([prompt_ids(moved, PROBLEM)])
+    moved.model.eval()
     with torch.no_grad():
-        policy.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
-    after_generating = adapter_gradients(policy)
-    reference = adapter_gradients(dequantised(policy))
+        moved.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    after_generating = adapter_gradients(moved)
+    with dequantised(moved):
+        reference = adapter_gradients(moved)
     for name, expected in reference.items():
         found = after_generating[name]
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99, name
@@ -67,7 +72,8 @@ def test_gradients_stay_right_after_generating_in_eval_mode(policy):
 
 @pytest.mark.skipif(not __import__("bitsandbytes.functional").functional.has_avx512bf16(),
                     reason="this processor has no AVX512-BF16: here bitsandbytes does not repack")
-def test_the_trap_is_there_without_our_guard(policy):
+def test_the_trap_is_there_without_our_guard():
+    policy = models.load_policy("smollm2-135m", seed=0)
     for module in policy.model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = True
@@ -79,30 +85,31 @@ def test_the_trap_is_there_without_our_guard(policy):
                for m in policy.model.modules() if isinstance(m, Linear4bit))
 
 
-def test_an_adapter_that_was_saved_and_loaded_is_the_same_policy(policy, tmp_path):
-    policy.model.save_pretrained(tmp_path)
+def test_an_adapter_that_was_saved_and_loaded_is_the_same_policy(moved, tmp_path):
+    moved.model.save_pretrained(tmp_path)
     again = models.load_policy("smollm2-135m", adapter=tmp_path)
-    for (name, p), q in zip(policy.model.named_parameters(), again.model.parameters(), strict=True):
+    for (name, p), q in zip(moved.model.named_parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q), name
 
 
-def test_the_engine_samples_from_the_policy_and_sync_follows_it(policy):
-    engine = TransformersEngine(policy)
-    prompts = [prompt_ids(policy, p) for p in load_task(seed=0).train[:3]]
+@pytest.mark.parametrize("own_copy", [True, False])
+def test_the_engine_samples_from_the_moved_and_sync_follows_it(moved, own_copy):
+    engine = TransformersEngine(moved, own_copy)
+    prompts = [prompt_ids(moved, p) for p in load_task(seed=0).train[:3]]
     for _ in range(2):
         groups = engine.generate(prompts, 2, Sampling(max_new_tokens=6), seed=1)
         with torch.no_grad():
-            logp, _, mask = completion_logprobs(policy.model, prompts, [[c.ids for c in g] for g in groups])
+            logp, _, mask = completion_logprobs(moved.model, prompts, [[c.ids for c in g] for g in groups])
         engine_logp = torch.tensor([x for g in groups for c in g for x in c.logps])
         torch.testing.assert_close(logp[mask], engine_logp, atol=2e-3, rtol=0)
         with torch.no_grad():
-            policy.trainable()[0].mul_(3)
-            policy.trainable()[1].add_(0.05)
+            moved.trainable()[0].mul_(3)
+            moved.trainable()[1].add_(0.05)
         engine.sync()
 
 
-def test_the_same_seed_gives_the_same_completions_and_another_one_others(policy):
-    engine, prompts = TransformersEngine(policy), [prompt_ids(policy, PROBLEM)]
+def test_the_same_seed_gives_the_same_completions_and_another_one_others(moved):
+    engine, prompts = TransformersEngine(moved), [prompt_ids(moved, PROBLEM)]
     first, same, other = (engine.generate(prompts, 4, Sampling(max_new_tokens=5), seed=s) for s in (7, 7, 8))
     assert first == same
     assert first != other
@@ -142,6 +149,14 @@ def test_where_bitsandbytes_cannot_load_the_base_stays_unquantized_and_one_sente
         assert models._bitsandbytes_loads() is False
 
 
-def test_a_damaged_model_in_the_cache_is_noticed(policy):
-    folder = models.cache_dir() / "smollm2-135m"
-    assert models._sha256(folder / "model.safetensors") == (folder / "model.sha256").read_text()
+def test_a_damaged_model_in_the_cache_is_noticed_and_prepared_again(tmp_path, monkeypatch):
+    sound = models.cache_dir() / "smollm2-135m" / "model.sha256"
+    models.model_source("smollm2-135m")
+    monkeypatch.setenv("HAPO_LAB_CACHE", str(tmp_path))
+    folder = tmp_path / "smollm2-135m"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"torn")
+    (folder / "model.sha256").write_text(sound.read_text())
+    models.model_source("smollm2-135m")
+    assert models._sha256(folder / "model.safetensors") == (folder / "model.sha256").read_text() == sound.read_text()
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".jinja", ".safetensors", ".sha256"}

@@ -1,0 +1,62 @@
+"""The commands, in small, and what they refuse: in one sentence, before anything is written."""
+
+import json
+
+import pytest
+
+from hapo_lab.cli import main, summary
+from hapo_lab.records import RunLog
+
+SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
+
+
+def test_train_evaluate_report(tmp_path, capsys):
+    for name, method in (("a", "hapo"), ("b", "sft")):
+        main(["train", str(tmp_path / name), "--method", method, *SMALL])
+    assert "step 2 of 2   student 0.00   teacher in 1 of 1 groups" in capsys.readouterr().out
+    assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "a" / "training.png").read_bytes().startswith(b"\x89PNG")
+
+    main(["evaluate", str(tmp_path / "a"), "--samples", "1"])
+    figures = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert figures["before"]["success"] == 0 and len(figures["after"]["by_problem"]) == 40
+    assert "held-out success after training: 0.0%" in summary(tmp_path / "a")
+    assert "gate, SSI and advantages 0." in summary(tmp_path / "a")
+
+    main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")])
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"a", "b", "comparison.png"}
+    rows = (tmp_path / "report" / "b" / "steps.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("step,reward,length")
+
+    main(["train", str(tmp_path / "a"), *SMALL, "--resume"])  # nothing is left to do
+    assert len(RunLog.load(tmp_path / "a").steps) == 2
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--task", "chess"], "unknown task 'chess'; choose one of json_record"),
+    (["--method", "ppo"], "unknown method 'ppo'; choose one of hapo"),
+    (["--model", "gpt-9"], "model 'gpt-9' is no preset"),
+    (["--group-size", "1"], "group_size is 1; a group needs at least 2"),
+    (["--threshold", "1.5"], "the threshold is 1.5; it must lie in (0, 1]"),
+    (["--threshold", "0"], "the threshold is 0.0; it must lie in (0, 1]"),
+    (["--alpha", "0"], "the prior's alpha is 0.0; it must be a positive number"),
+    (["--beta", "-1"], "the prior's beta is -1.0"),
+    (["--method", "grpo", "--alpha", "2"], "method 'grpo' has no Beta gate: leave out --alpha"),
+])
+def test_wrong_input_gets_one_sentence_and_no_run(tmp_path, arguments, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "run"), *arguments])
+    assert sentence in str(stopped.value) and "\n" not in str(stopped.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(SystemExit, match="holds a run already: continue it with --resume, or choose another folder"):
+        main(["train", str(tmp_path)])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_folder_without_a_run_is_named(tmp_path, command):
+    with pytest.raises(SystemExit, match=f"{tmp_path} holds no run"):
+        main([command, str(tmp_path)])
