@@ -223,8 +223,9 @@ def _rollout_row(rollout: Rollout) -> dict:
 def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Group:
     return Group(problem=Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])}),
                  rollouts=tuple(Rollout(ids=(), **r) for r in row["rollouts"]),
-                 posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision, replaced=row["replaced"],
-                 removed=row["removed"] and Rollout(ids=(), **row["removed"]), advantages=torch.tensor(row["advantages"]))
+                 posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision,
+                 replaced=row["replaced"], removed=row["removed"] and Rollout(ids=(), **row["removed"]),
+                 advantages=torch.tensor(row["advantages"], dtype=torch.float64))
 
 
 def _step_from(row: dict) -> StepRecord:

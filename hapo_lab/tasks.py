@@ -74,33 +74,32 @@ def question(problem: Problem) -> str:
     return problem.messages[-1]["content"]
 
 
-NAMES = ("Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Laura Martin Nina Oscar Paula Quentin Robert Sara Tom "
-         "Ursula Victor Wendy Yusuf Zoe Alice Bruno Carmen Diego Elena Felix Gloria Hugo Isabel Jonas Karen Leo Maria Noah "
-         "Olga").split()
-CITIES = ("Paris London Berlin Madrid Rome Oslo Vienna Athens Dublin Lisbon Boston Chicago Tokyo Cairo Lima Prague Warsaw "
-          "Geneva Milan Seattle Denver Dallas Miami Toronto Sydney Delhi Mumbai Seoul Beijing Moscow").split()
-SENTENCES = ("{name} is {age} years old and lives in {city}.", "{name} lives in {city} and is {age} years old.",
-             "{name}, aged {age}, comes from {city}.")
+NAMES = """Adam Alice Amir Andrea Anna Arthur Bella Ben Bruno Carla Carmen Cecil Clara Daniel David Diana Diego Edith Elena
+Emil Emma Erik Esther Eva Felix Fiona Frank Gloria Grace Hannah Harold Helen Henry Hugo Igor Irene Isabel Ivan Jack Jane Jonas
+Joseph Judith Julia Karen Kate Laura Leo Lily Linda Louis Lucy Marco Maria Mark Martin Mary Max Mia Nadia Nathan Nina Noah Nora
+Olga Oliver Oscar Otto Paul Paula Peter Philip Rachel Robert Rosa Ruth Samuel Sara Simon Sofia Stefan Susan Tanya Thomas Tina
+Tom Tony Ursula Vera Victor Viola Walter Wanda Wendy William Xavier Yusuf Yvonne Zoe""".split()
+SENTENCES = ("{name} is {age} years old.", "{name} turned {age} this year.", "{name}, aged {age}, came by.")
 
 
 def json_record(seed: int = 0) -> Task:
-    """A sentence about a person, to be written as JSON: {"name": "Anna", "age": 34, "city": "Oslo"}.
+    """A sentence about a person, to be written as JSON: {"name": "Anna", "age": 34}.
 
-    240 sentences to train on, 40 held out; no name and no city of a held-out sentence occurs in training.
+    240 sentences to train on, 40 held out; no name of a held-out sentence occurs in training.
     """
     rng = random.Random(seed)
-    names, cities = rng.sample(NAMES, len(NAMES)), rng.sample(CITIES, len(CITIES))
-    return Task("json_record", train=_people(rng, names[10:], cities[8:], 240),
-                heldout=_people(rng, names[:10], cities[:8], 40), verify=verify_json_record, max_new_tokens=32)
+    names = rng.sample(NAMES, len(NAMES))
+    return Task("json_record", train=_people(rng, names[20:], 240), heldout=_people(rng, names[:20], 40),
+                verify=verify_json_record, max_new_tokens=24)
 
 
-def _people(rng: random.Random, names: list[str], cities: list[str], count: int) -> tuple[Problem, ...]:
+def _people(rng: random.Random, names: list[str], count: int) -> tuple[Problem, ...]:
     people: dict[str, Problem] = {}
     while len(people) < count:
-        person = {"name": rng.choice(names), "age": rng.randint(18, 79), "city": rng.choice(cities)}
-        key = " ".join(map(str, person.values()))
-        text = f"{rng.choice(SENTENCES).format(**person)} Write this as JSON with the keys name, age and city."
-        people.setdefault(key, Problem(key, ({"role": "user", "content": text},), json.dumps(person), json.dumps(person)))
+        person = {"name": rng.choice(names), "age": rng.randint(18, 79)}
+        text = f"{rng.choice(SENTENCES).format(**person)} Write this as JSON with the keys name and age."
+        key, answer = f"{person['name']} {person['age']}", json.dumps(person)
+        people.setdefault(key, Problem(key, ({"role": "user", "content": text},), answer, demonstration=answer))
     return tuple(people.values())
 
 
@@ -118,7 +117,7 @@ def verify_json_record(problem: Problem, completion: str) -> Verdict:
     for key, value in expected.items():
         if isinstance(said[key], bool) or said[key] != value:
             return Verdict(False, f"{key} is {said[key]!r}, it should be {value!r}")
-    return Verdict(True, "JSON with the right name, age and city")
+    return Verdict(True, "JSON with the right name and age")
 
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2029, 12, 31)

@@ -74,26 +74,25 @@ def test_an_empty_completion_fails_with_a_reason(name):
 
 # records
 
-ANNA = Problem(key="Anna 34 Oslo", messages=({"role": "user", "content": "Anna is 34 years old and lives in Oslo."},),
-               answer='{"name": "Anna", "age": 34, "city": "Oslo"}')
+ANNA = Problem(key="Anna 34", messages=({"role": "user", "content": "Anna is 34 years old."},),
+               answer='{"name": "Anna", "age": 34}')
 
 
 @pytest.mark.parametrize("completion", [
-    '{"name": "Anna", "age": 34, "city": "Oslo"}', '{"city":"Oslo","age":34,"name":"Anna"}',
-    '\n{\n  "age": 34.0,\n  "name": "Anna",\n  "city": "Oslo"\n}\n'])
+    '{"name": "Anna", "age": 34}', '{"age":34,"name":"Anna"}', '\n{\n  "age": 34.0,\n  "name": "Anna"\n}\n'])
 def test_the_right_record_in_another_layout_passes(completion):
     verdict = verify_json_record(ANNA, completion)
     assert verdict.correct, verdict.reason
 
 
 @pytest.mark.parametrize(("completion", "reason"), [
-    ('```json\n{"name": "Anna", "age": 34, "city": "Oslo"}\n```', "not JSON: expecting value at character 1"),
-    ('{"name": "Anna", "age": 34, "city": "Oslo"', "not JSON: expecting ',' delimiter at character 43"),
-    ('{"name": "Anna", "age": "34", "city": "Oslo"}', "age is '34', it should be 34"),
-    ('{"name": "Anna", "age": true, "city": "Oslo"}', "age is True, it should be 34"),
-    ('{"name": "Ann", "age": 34, "city": "Oslo"}', "name is 'Ann', it should be 'Anna'"),
-    ('{"name": "Anna", "age": 34}', "the keys are name, age; they must be name, age, city"),
-    ('{"name": "Anna", "age": 34, "city": "Oslo", "sex": "f"}', "the keys are name, age, city, sex"),
+    ('```json\n{"name": "Anna", "age": 34}\n```', "not JSON: expecting value at character 1"),
+    ('{"name": "Anna", "age": 34', "not JSON: expecting ',' delimiter at character 27"),
+    ('{"name": "Anna", "age": "34"}', "age is '34', it should be 34"),
+    ('{"name": "Anna", "age": true}', "age is True, it should be 34"),
+    ('{"name": "Ann", "age": 34}', "name is 'Ann', it should be 'Anna'"),
+    ('{"name": "Anna"}', "the keys are name; they must be name, age"),
+    ('{"name": "Anna", "age": 34, "city": "Oslo"}', "the keys are name, age, city"),
     ("34", "JSON, but no object"), ("", "not JSON")])
 def test_a_wrong_record_fails_with_the_reason(completion, reason):
     verdict = verify_json_record(ANNA, completion)
@@ -101,11 +100,10 @@ def test_a_wrong_record_fails_with_the_reason(completion, reason):
 
 
 @seeds
-def test_no_name_and_no_city_of_a_held_out_record_occurs_in_training(seed):
+def test_no_name_of_a_held_out_record_occurs_in_training(seed):
     task = json_record(seed)
-    (names, cities), (held_names, held_cities) = ([set(column) for column in zip(*(
-        (p.key.split()[0], p.key.split()[2]) for p in split), strict=True)] for split in (task.train, task.heldout))
-    assert not names & held_names and not cities & held_cities
+    names, held_out = ({p.key.split()[0] for p in split} for split in (task.train, task.heldout))
+    assert not names & held_out
 
 
 # dates
