@@ -124,7 +124,7 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
     | "bnpo"      | each group's sum / tokens, then the mean | 1 / (groups * the group's tokens)|
     | "dapo"      | sum / tokens of the whole batch          | 1 / tokens                      |
     | "dr_grpo"   | sum / (B max_length)                     | 1 / (B max_length)              |
-    | "luffy"     | sum / max_length, mean over groups       | 1 / (groups * max_length)       |
+    | "luffy"     | sum / max_length                         | 1 / max_length                  |
 
     Linear in the tokens, so a batch may be split into pieces at will: compute w once, for all of it. TRL's "bnpo" divides
     by the tokens of whatever piece of the batch is at hand; that the piece is the group is this kit's choice.
@@ -136,28 +136,23 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
     max_length : int
         The completion limit, for "dr_grpo" and "luffy".
     group_index : (B,) int
-        The group of each sequence, for "bnpo" and "luffy"; default: one group.
+        The group of each sequence, for "bnpo"; default: one group.
     """
-    mask = token_mask.double()
-    sequences = len(mask)
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}.")
     if aggregation in ("dr_grpo", "luffy") and not max_length:
         raise ValueError(f"aggregation {aggregation!r} divides by the completion limit: pass max_length.")
-    group = torch.zeros(sequences, dtype=torch.long) if group_index is None else group_index.cpu()
+    mask = token_mask.double()
+    tokens, sequences = mask.sum(1), len(mask)
+    group = torch.zeros(sequences) if group_index is None else group_index
     if group.shape != (sequences,):
         raise ValueError(f"aggregation: group_index {tuple(group.shape)} does not fit {sequences} sequences.")
-    group = group.unique(return_inverse=True)[1].to(mask.device)
-    groups = int(group.max()) + 1
-    if aggregation == "grpo":
-        divisor = sequences * mask.sum(1)
-    elif aggregation == "bnpo":
-        divisor = groups * torch.zeros(groups, dtype=mask.dtype, device=mask.device).index_add(0, group, mask.sum(1))[group]
-    elif aggregation == "dapo":
-        divisor = mask.sum().expand(sequences)
-    else:
-        divisor = torch.full((sequences,), float(max_length * (sequences if aggregation == "dr_grpo" else groups)),
-                             dtype=mask.dtype, device=mask.device)
+    of_one_group = (group[:, None] == group).to(mask)
+    divisor = {"grpo": sequences * tokens,
+               "bnpo": len(group.unique()) * (of_one_group @ tokens),
+               "dapo": tokens.sum().expand(sequences),
+               "dr_grpo": torch.tensor(sequences * (max_length or 1)).to(mask).expand(sequences),
+               "luffy": torch.tensor(max_length or 1).to(mask).expand(sequences)}[aggregation]
     return mask / divisor.clamp(min=1)[:, None]
 
 

@@ -124,7 +124,7 @@ class Trainer:
                 record, groups = self._step(len(self.log.steps) + 1)
                 self.log.add(record, groups)
                 last = record.step == self.config.steps
-                if last or interrupted.is_set() or record.step % self.config.save_every == 0:
+                if last or record.step % self.config.save_every == 0:
                     self.save()
                 yield record
                 if interrupted.is_set() and not last:
@@ -342,12 +342,19 @@ def _timed(seconds: dict[str, float], phase: str):
 
 @contextmanager
 def _interrupt_waits():
-    """Turn Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
+    """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+
+    def ask(*_):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print("finishing this step and saving; interrupt again to stop at once", flush=True)
+
+    before = signal.signal(signal.SIGINT, ask)
     try:
         yield asked
     finally:

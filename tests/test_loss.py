@@ -232,7 +232,7 @@ def in_plain_loops(rows, aggregation, group_index, max_length):
     per_group = [[x for row, g in zip(rows, group_index, strict=True) if g == i for x in row] for i in group_ids]
     if aggregation == "bnpo":
         return sum(sum(tokens) / len(tokens) for tokens in per_group) / len(group_ids)
-    return sum(sum(tokens) / max_length for tokens in per_group) / len(group_ids)  # luffy
+    return sum(sum(tokens) for tokens in per_group) / max_length  # luffy
 
 
 @every_aggregation
