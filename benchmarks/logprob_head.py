@@ -51,7 +51,7 @@ def main() -> None:
             print(f"{way:6} peak memory +{results[way][0]:6.0f} MiB   {results[way][1]:.1f} s")
     (naive, naive_s, expected), (ours, ours_s, found) = results["naive"], results["ours"]
     error = ((found - expected).norm() / expected.norm()).item()
-    print(f"ours over naive: memory {ours / naive:.3f}, time {ours_s / naive_s:.2f}; relative error of the gradient {error:.1e}")
+    print(f"ours over naive: memory {ours / naive:.3f}, time {ours_s / naive_s:.2f}; relative gradient error {error:.1e}")
 
 
 if __name__ == "__main__":

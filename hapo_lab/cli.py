@@ -84,17 +84,23 @@ def demo(args: argparse.Namespace) -> None:
     """Execute notebooks/05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
     run = Path(os.environ.setdefault("HAPO_LAB_RUNS", str(NOTEBOOKS / "runs"))).absolute() / "05_train_live"
     notebook = nbformat.read(NOTEBOOKS / "05_train_live.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
     print(f"executing notebooks/05_train_live.ipynb; its run is written to {_short(run)}; Ctrl-C ends it after the step")
-    with _watched(run), _interrupt_goes_to(client):
-        client.execute()
     executed = run / "05_train_live.ipynb"
-    nbformat.write(notebook, executed)
+    try:
+        with _watched(run), _interrupt_goes_to(client):
+            client.execute()
+    except CellExecutionError as error:
+        raise ValueError(f"a cell of the notebook failed, {error.ename}: {error.evalue or 'see there'}; the notebook is kept, "
+                         f"as far as it came, in {_short(executed)}.") from None
+    finally:
+        run.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, executed)
     report_run(RunLog.load(run), run)
-    print(summary(run))
-    print(f"executed notebook: {_short(executed)}\npicture:           {_short(run / 'training.png')}")
+    print(f"\n{summary(run)}\n\nexecuted notebook: {_short(executed)}\npicture:           {_short(run / 'training.png')}")
 
 
 def summary(run: Path) -> str:
