@@ -87,8 +87,11 @@ def demo(args: argparse.Namespace) -> None:
     from nbclient.exceptions import CellExecutionError
     run = Path(os.environ.setdefault("HAPO_LAB_RUNS", str(NOTEBOOKS / "runs"))).absolute() / "05_train_live"
     notebook = nbformat.read(NOTEBOOKS / "05_train_live.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}},
+                            extra_arguments=["--log-level=40"])
     print(f"executing notebooks/05_train_live.ipynb; its run is written to {_short(run)}; Ctrl-C ends it after the step")
+    client.on_cell_start = lambda cell, cell_index: cell.cell_type == "code" and print(
+        f"cell {cell_index + 1} of {len(notebook.cells)}: {cell.source.splitlines()[0]}", flush=True)
     executed = run / "05_train_live.ipynb"
     try:
         with _watched(run), _interrupt_goes_to(client):
