@@ -22,7 +22,7 @@ SMALL = Config(steps=3, prompts=2, group_size=3, warmup=1, save_every=1, eval_ev
 @pytest.fixture(scope="module")
 def task():
     whole = load_task(seed=0)
-    return replace(whole, train=whole.train[:4], heldout=whole.heldout[:2], max_new_tokens=12)
+    return replace(whole, train=whole.train[:4], heldout=whole.heldout[:2], max_new_tokens=18)
 
 
 def adapter(policy) -> list[torch.Tensor]:
