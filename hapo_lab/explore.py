@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from scipy import special
 
-from hapo_lab.drawing import Figure, frame, grid, headline, panel_title, peak_labels, style, write
+from hapo_lab.drawing import Figure, frame, grid, headline, inches, panel_title, peak_labels, style, write
 from hapo_lab.figures import advantages_in_words, seats_panel
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
@@ -148,13 +148,15 @@ def prior_pull(alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8, su
     figure, (left, right) = _panels(1, 2)
     _density(left, gate, successes, trials)
     top = left.get_ylim()[1]
-    left.set_ylim(-0.42 * top, top)
+    left.set_ylim(-0.46 * top, top)
     pulls = ((alpha / (alpha + beta), alpha + beta, style.faint, "prior"), (successes / trials, trials, style.student, "group"))
     left.plot([at for at, *_ in pulls], [-0.14 * top] * 2, color=style.faint, lw=3, solid_capstyle="round")
-    for (at, weight, ink, who), level in zip(pulls, (-0.27, -0.37), strict=True):
+    for (at, weight, ink, who), level in zip(pulls, (-0.27, -0.39), strict=True):
         left.scatter([at], [-0.14 * top], 24 * weight, ink, zorder=3, clip_on=False)
-        write(left, np.clip(at, 0.2, 0.8), level * top, f"{who}: {at:.2f}, weight {weight:g}", ink, ha="center", va="center",
-              bbox={"fc": "white", "ec": "none", "pad": 0.5})
+        text = f"{who}: {at:.2f}, weight {weight:g}"
+        half = 0.31 * len(text) * style.size / 72 / inches(left)[0]
+        write(left, np.clip(at, half, 1 - half), level * top, text, ink, ha="center", va="center",
+              bbox={"fc": "white", "ec": "none", "pad": 0.2})
     left.plot([c], [-0.14 * top], "|", color=colour, ms=26, mew=4, zorder=4)
     frame(right, f"S, successes of {trials}", "posterior mean c")
     s = np.arange(trials + 1)
@@ -198,8 +200,8 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
                       clip_on=False, lw=1.5)
     if reveal:
         right.axhline(success_rate, color=style.held_out, lw=2, zorder=0)
-        write(left, 0.02, 0.02, f"hidden rate {success_rate:g}", style.held_out, transform=left.transAxes)
-    panel_title(right, f"Teacher by mean (●) {by_mean.sum()}, by draw (×) {by_draw.sum()} of {groups}")
+        write(left, 0.02, 0.93, f"hidden rate {success_rate:g}", style.held_out, transform=left.transAxes)
+    panel_title(right, f"Teacher by mean (●): {by_mean.sum()}, by draw (×): {by_draw.sum()}")
     headline(figure, f"Hidden rate {success_rate:g}: in the long run the mean injects in {long_run[0]:.1%} of groups, "
              f"a draw in {long_run[1]:.1%}" if reveal else f"{groups} groups of one prompt. What is its success rate?")
     return figure, {"successes": successes.tolist(), "means": means.tolist(), "draws": draws.tolist(),
@@ -233,14 +235,15 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
         for ax, curve, value in zip(panels, curves, here, strict=True):
             ax.plot(x, curve, color=getattr(style, who), lw=2.2)
             ax.plot([p], value, "o", color=getattr(style, who), ms=9)
-    for ax, suffix in zip(panels, ("", "_gradient"), strict=True):
-        panel_title(ax, f"student {_short(numbers['student' + suffix])}, teacher {_short(numbers['teacher' + suffix])}")
-        for who, level in (("student", 0.94), ("teacher", 0.86)):
-            write(ax, 0.03, level, f"{who}: {'clip' if who == 'student' else _NAMES[shaping].format(lam)}", getattr(style, who),
-                  transform=ax.transAxes, va="center", bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1})
+    for ax, what, suffix in zip(panels, ("Objective", "Gradient"), ("", "_gradient"), strict=True):
+        panel_title(ax, f"{what}: student {_short(numbers['student' + suffix])}, teacher {_short(numbers['teacher' + suffix])}")
+        line = 1.4 * style.size / 72 / inches(ax)[1]
+        for i, (who, how) in enumerate((("student", "clip"), ("teacher", _NAMES[shaping].format(lam)))):
+            write(ax, 0.03, 1 - (i + 0.6) * line, f"{who}: {how}", getattr(style, who), transform=ax.transAxes, va="center",
+                  bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
     numbers |= {"ratio": p / old_p, "loudest": float(np.abs(value_and_gradient(objectives["teacher"], x)[1]).max())}
-    headline(figure, f"p = {p:.2g}, ratio to the old policy {p / old_p:.3g}: the student's token pulls with "
-             f"{_short(numbers['student_gradient'])}, the teacher's with {_short(numbers['teacher_gradient'])}")
+    headline(figure, f"At p = {p:.2g} (ratio {p / old_p:.3g}) the student's token pulls with {_short(numbers['student_gradient'])}, "
+             f"the teacher's with {_short(numbers['teacher_gradient'])}")
     return figure, numbers
 
 
@@ -259,8 +262,9 @@ def value_and_gradient(objective, p: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _blank(height: float) -> Figure:
-    figure = Figure()
-    figure.set_size_inches(9.6, height)
+    """As wide as a cell's output: larger type takes a larger picture too, so that everything still fits."""
+    figure, larger = Figure(), (style.size / 11) ** 0.6
+    figure.set_size_inches(9.6 * larger, height * larger)
     return figure
 
 
@@ -285,12 +289,14 @@ def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None
     """Axes as wide as any group of this size needs: bars of different groups compare. None: not known yet."""
     n = len(rewards)
     reach = 1.5 * ((n - 1) / n**0.5 if scale == "std" else 1)
+    ticks = [-2, 0, 2] if scale == "std" else [-1, 0, 1]
     if advantages is None:
         frame(ax, "seat", "advantage")
-        ax.set(xlim=(-0.7, n - 0.3), ylim=(-reach, reach), xticks=range(n))
+        ax.set(xlim=(-0.7, n - 0.3), ylim=(-reach, reach), xticks=range(n), yticks=ticks)
         return panel_title(ax, "?")
     teacher = group.teacher_mask if group else torch.zeros(n, dtype=torch.bool)
     seats_panel(ax, advantages, teacher, group.replaced if group else -1, "advantage", (-reach, reach))
+    ax.set_yticks(ticks)
     panel_title(ax, advantages_in_words(rewards, advantages, teacher))
 
 
