@@ -339,5 +339,5 @@ def _became(before: Group, after: Group, injects: bool) -> str:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    text = f"{value:.2f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.2g}"
     return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text

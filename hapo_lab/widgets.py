@@ -8,7 +8,7 @@ Works with ipywidgets 7 and 8.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from threading import Lock
 from uuid import uuid4
@@ -34,15 +34,19 @@ class Explorable:
         What answers at once, above the picture; it takes the parameters too.
     buttons : dict
         Label -> what it does to the controls.
+    rows : names of controls and labels of buttons
+        Where they stand; by default in one row, which wraps as every row does.
 
     `numbers` holds what the picture shows, and `sentence` what is wrong with the present settings ("": nothing).
     """
 
-    def __init__(self, draw: Callable, controls: dict, line: Callable | None = None, buttons: dict[str, Callable] | None = None):
+    def __init__(self, draw: Callable, controls: dict, line: Callable | None = None, buttons: dict[str, Callable] | None = None,
+                 rows: Sequence[Sequence[str]] = ()):
         self._draw, self._line, self.controls = draw, line or (lambda **_: ""), controls
+        self._rows = rows or [[*controls, *(buttons or {})]]
         self.numbers: dict = {}
         self.sentence = ""
-        self.buttons = {label: ipw.Button(description=label) for label in buttons or {}}
+        self.buttons = {label: ipw.Button(description=label, layout=ipw.Layout(width="110px")) for label in buttons or {}}
         self._ids = {part: f"{part}-{uuid4()}" for part in ("line", "picture")}
         self._frames: dict[str, tuple[dict, dict]] = {}
         self._shown, self._lock = False, Lock()
@@ -94,7 +98,8 @@ class Explorable:
             update_display(data, **self._frames[part][0])
 
     def _ipython_display_(self) -> None:
-        box = ipw.Box([*self._widgets(), *self.buttons.values()], layout=ipw.Layout(flex_flow="row wrap", width="100%"))
+        parts = self.controls | self.buttons
+        box = ipw.VBox([ipw.Box(_flat(parts[name] for name in row), layout=ipw.Layout(flex_flow="row wrap")) for row in self._rows])
         view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
         display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "Run this cell, and its controls appear here."},
                 raw=True)
@@ -104,7 +109,7 @@ class Explorable:
                 display(data, **options)
 
     def _widgets(self) -> list[ipw.Widget]:
-        return [w for control in self.controls.values() for w in (control if isinstance(control, list) else [control])]
+        return _flat(self.controls.values())
 
 
 # the six -----------------------------------------------------------------------------------------------------------
@@ -131,13 +136,14 @@ def injection(successes: int = 0, step: int = 1) -> Explorable:
         face["step"].value = face["step"].value % 4 + 1
     return Explorable(explore.injection, {
         "step": _whole("step", step, 1, 4), "successes": _whole("S, right", successes, 0, 16), "trials": _whole("N, rollouts", 8, 2, 16),
-        **_gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward})
+        **_gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward}, [("successes", "trials", "step", "Next step"), (*_GATE, "scale")])
 
 
 def prior_pull(successes: int = 6) -> Explorable:
     """The prior's tug-of-war with the group."""
     return Explorable(explore.prior_pull, {**_gate_sliders(), "successes": _whole("S, right", successes, 0, 16),
-                                           "trials": _whole("N, rollouts", 8, 2, 16)}, _ladder)
+                                           "trials": _whole("N, rollouts", 8, 2, 16)}, _ladder,
+                      rows=[_GATE, ("successes", "trials")])
 
 
 def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
@@ -154,38 +160,44 @@ def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
         "secret": ipw.BoundedIntText(description="secret no.", value=secret, min=1, max=99, layout=ipw.Layout(width="180px")),
         "groups": _whole("groups", groups, 1, explore.MOST_GROUPS), "trials": _whole("N, rollouts", 8, 2, 16), **_gate_sliders(),
         "reveal": ipw.Checkbox(description="reveal", value=False, indent=False, layout=ipw.Layout(width="90px"))},
-        _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another})
+        _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another},
+        [("secret", "groups", "+1 group", "+10 groups", "reveal", "New secret"), (*_GATE, "trials")])
 
 
 def clip_and_shape() -> Explorable:
     """One cursor over the students' clip and the teacher's shaping."""
     return Explorable(explore.clip_and_shape, {
-        "p": _log("p now", 1e-4, -6), "old_p": _log("p when sampled", 1e-4, -6),
-        "advantage": ipw.Dropdown(description="student's A", options=[("+1, right", 1.0), ("\N{MINUS SIGN}1, wrong", -1.0)],
-                                  style=_LABEL),
-        "shaping": ipw.Dropdown(description="shaping F", options=list(SHAPINGS), value="ratio", style=_LABEL),
+        "p": _log("p now", 1e-4, -6), "old_p": _log("p old", 1e-4, -6),
+        "advantage": ipw.Dropdown(description="student's A", options=[("+1", 1.0), ("\N{MINUS SIGN}1", -1.0)],
+                                  style=_LABEL, layout=_WIDTH),
+        "shaping": ipw.Dropdown(description="shaping F", options=list(SHAPINGS), value="ratio", style=_LABEL, layout=_WIDTH),
         "lam": _log("lambda", 0.1, -4)})
 
 
 # their parts -------------------------------------------------------------------------------------------------------
 
-_LABEL = {"description_width": "105px"}
+_LABEL, _WIDTH = {"description_width": "80px"}, ipw.Layout(width="270px")
+_GATE = ("alpha", "beta", "threshold")
+
+
+def _flat(controls: Iterable[ipw.Widget | list[ipw.Widget]]) -> list[ipw.Widget]:
+    return [w for control in controls for w in (control if isinstance(control, list) else [control])]
 
 
 def _slider(label: str, value: float, low: float, high: float, step: float) -> ipw.FloatSlider:
-    return ipw.FloatSlider(description=label, value=value, min=low, max=high, step=step, style=_LABEL)
+    return ipw.FloatSlider(description=label, value=value, min=low, max=high, step=step, style=_LABEL, layout=_WIDTH)
 
 
 def _whole(label: str, value: int, low: int, high: int) -> ipw.IntSlider:
-    return ipw.IntSlider(description=label, value=value, min=low, max=high, style=_LABEL)
+    return ipw.IntSlider(description=label, value=value, min=low, max=high, style=_LABEL, layout=_WIDTH)
 
 
 def _log(label: str, value: float, lowest: int) -> ipw.FloatLogSlider:
-    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".2g", style=_LABEL)
+    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".2g", style=_LABEL, layout=_WIDTH)
 
 
 def _scale(value: str) -> ipw.Dropdown:
-    return ipw.Dropdown(description="divide by", options=[("nothing", "none"), ("the group's std", "std")], value=value, style=_LABEL)
+    return ipw.Dropdown(description="divide by", options=[("nothing", "none"), ("the group's std", "std")], value=value, style=_LABEL, layout=_WIDTH)
 
 
 def _gate_sliders() -> dict[str, ipw.FloatSlider]:

@@ -219,7 +219,8 @@ def test_the_frame_that_stays(monkeypatch):
     lambda: explore.clip_and_shape(0.3, 1e-6, -1.0), lambda: explore.sentence_figure("One sentence.")])
 def test_nothing_leaves_the_picture(draw, large):
     with projector(large):
-        figure = draw()
+        drawn = draw()
+        figure = drawn[0] if isinstance(drawn, tuple) else drawn
         to_png(figure)
     width, height = figure.get_size_inches() * figure.dpi
     written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
