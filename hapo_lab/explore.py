@@ -241,6 +241,8 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
         for i, (who, how) in enumerate((("student", "clip"), ("teacher", _NAMES[shaping].format(lam)))):
             write(ax, 0.03, 1 - (i + 0.6) * line, f"{who}: {how}", getattr(style, who), transform=ax.transAxes, va="center",
                   bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
+    if shaping == "log_probability":
+        panels[0].set(ylim=(-14.5, 6), yticks=[-10, -5, 0])
     numbers |= {"ratio": p / old_p, "loudest": float(np.abs(value_and_gradient(objectives["teacher"], x)[1]).max())}
     headline(figure, f"At p = {p:.2g} (ratio {p / old_p:.3g}) the student's token pulls with {_short(numbers['student_gradient'])}, "
              f"the teacher's with {_short(numbers['teacher_gradient'])}")

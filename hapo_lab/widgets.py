@@ -193,7 +193,7 @@ def _whole(label: str, value: int, low: int, high: int) -> ipw.IntSlider:
 
 
 def _log(label: str, value: float, lowest: int) -> ipw.FloatLogSlider:
-    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".2g", style=_LABEL, layout=_WIDTH)
+    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".1e", style=_LABEL, layout=_WIDTH)
 
 
 def _scale(value: str) -> ipw.Dropdown:
