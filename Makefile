@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab setup clean
+.PHONY: demo test lab notebooks setup clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -11,6 +11,9 @@ test: setup  ## every test
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/05_train_live.ipynb
+
+notebooks: setup  ## execute every notebook in its place, as they are committed
+	@$(BIN)/python notebooks/execute.py
 
 setup: .venv/done
 

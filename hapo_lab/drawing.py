@@ -80,7 +80,7 @@ def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
     figure.subplots_adjust(left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height,
                            wspace=across * columns / (width - left - right - across * (columns - 1)),
                            hspace=between * rows / (height - top - bottom - between * (rows - 1)))
-    return list(figure.subplots(rows, columns).flat)
+    return list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def frame(ax: Axes, x: str, y: str) -> None:

@@ -214,16 +214,17 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
         "the teacher joins" if group.teacher_mask.any() else "left alone"
     titles = (f"As sampled: {group.successes} of {len(before)} right", f"As updated on: {what}")
     for i, (rewards, advantages, teacher) in enumerate(columns):
-        _seats(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25))
-        _seats(panels[i + 2], advantages, teacher, group.replaced, "advantage", (low - pad, high + pad))
+        seats_panel(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25))
+        seats_panel(panels[i + 2], advantages, teacher, group.replaced, "advantage", (low - pad, high + pad))
         panels[i].set_yticks([0, 1])
         panel_title(panels[i], titles[i])
-        panel_title(panels[i + 2], _gain(rewards, advantages, teacher))
+        panel_title(panels[i + 2], advantages_in_words(rewards, advantages, teacher))
     headline(figure, f"One group: {group.problem.key}")
     return figure
 
 
-def _gain(rewards: torch.Tensor, advantages: torch.Tensor, teacher: torch.Tensor) -> str:
+def advantages_in_words(rewards: torch.Tensor, advantages: torch.Tensor, teacher: torch.Tensor) -> str:
+    """Of a group: what the teacher, a right and a wrong rollout get."""
     if not advantages.any():
         return "Every advantage is 0: nothing to learn"
     parts = [(name, advantages[where][:1].tolist()) for name, where in
@@ -235,8 +236,9 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
-def _seats(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced: int, unit: str,
-           limits: tuple[float, float]) -> None:
+def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced: int, unit: str,
+                limits: tuple[float, float]) -> None:
+    """A bar for each rollout of a group."""
     frame(ax, "seat", unit)
     ax.set(ylim=limits, xticks=range(len(values)))
     colours = [style.teacher if t else style.student for t in teacher]

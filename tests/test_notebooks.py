@@ -9,6 +9,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+
+from hapo_lab import checks
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,6 +28,54 @@ def test_what_is_committed_shows_on_the_web(path):
     assert not [o for o in outputs if o.output_type == "error"]
     assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work)/", path.read_text()), "holds a path of somebody's machine"
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04")]
+SOLUTIONS = ROOT / "notebooks" / "solutions.ipynb"
+
+
+def code_of(path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def checked_in(path) -> list[str]:
+    """The exercises' names, in the order of their checks."""
+    return [name for source in code_of(path) for name in re.findall(r"checks\.(\w+)\(", source)]
+
+
+@pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)
+def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], "an error, or a warning"
+    assert all("Not yet" not in str(o) for o in outputs)
+    marks = [o.data["text/plain"] for o in outputs if o.output_type == "execute_result" and o.data["text/plain"][0] in "✓…"]
+    assert len(marks) == len(checked_in(path)), "each exercise says something"
+    assert {mark[0] for mark in marks} == ({"✓"} if path == SOLUTIONS else {"…"})
+
+
+def test_every_exercise_has_a_check_and_a_solution():
+    asked = [name for path in LESSONS for name in checked_in(path)]
+    assert len(LESSONS) == 4 and asked == checked_in(SOLUTIONS)  # each once, in the same order
+    assert sorted(asked) == sorted(checks.exercises())
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_what_every_lesson_holds(path):
+    cells = nbformat.read(path, as_version=4).cells
+    top = cells[0].source
+    assert all(word in top for word in ("**Afterwards you can explain**", "**Takes**", "**Needs**"))
+    expected = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Expected" in cell.source]
+    assert expected and all("assert " in cells[i + 1].source for i in expected), "a figure is stated, but not asserted"
+    assert all(any("**Predict" in cell.source for cell in cells[i - 1:i]) for i, cell in enumerate(cells)
+               if cell.cell_type == "code" and cell.source.startswith("widgets.")), "no prediction before an explorable"
+    code = code_of(path)
+    assert all(len(source.splitlines()) <= 12 for source in code), "a long cell"
+    assert any("checks." in source for source in code)
+    assert not [o for cell in cells if cell.cell_type == "code" for o in cell.outputs
+                if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
 
 
 def test_the_training_cell_is_at_most_ten_lines():

@@ -1,0 +1,69 @@
+"""The exercises' checks: right answers, misconceptions by name, and nothing that raises."""
+
+import numpy as np
+import pytest
+import torch
+
+from hapo_lab import checks
+
+RIGHT = {
+    "one_success": (7 / 8, -1 / 8), "share_of_failures": 0.663, "deadly_success_count": 5, "students_success": 0.125,
+    "tie": False, "teacher_at_nine_tenths": 0.187, "smallest_group": 3, "loudest": 0.1, "whisper": 250,
+    "advantages": lambda r: (np.array(r) - np.mean(r)) / (np.std(r, ddof=1) + 1e-4),
+    "teacher_advantage": lambda S, N: (N - 1 - S) / N, "posterior_mean": lambda S, N, a0, b0: (a0 + S) / (N + a0 + b0),
+    "clipped": lambda rho, A: min(rho * A, min(max(rho, 0.8), 1.2) * A)}
+
+WRONG = [
+    ("posterior_mean", lambda S, N, a, b: (a + S) / N, "you divided by N: the posterior holds N + a0 + b0"),
+    ("posterior_mean", lambda S, N, a, b: S / N, "prior is missing"),
+    ("one_success", (1, 0), "subtract the group's mean"), ("one_success", [0.875, 0.125], "negative"),
+    ("advantages", lambda r: (torch.tensor(r).double() - np.mean(r)) / (np.std(r) + 1e-4), "N - 1"),
+    ("advantages", lambda r: (np.array(r) - np.mean(r)) / np.std(r, ddof=1), "0/0"),
+    ("share_of_failures", 0.05**8, "all eight right"), ("share_of_failures", 0.6, "multiply"),
+    ("teacher_advantage", lambda S, N: (N - S) / N, "raises it"), ("deadly_success_count", 6, "dead already"),
+    ("students_success", 0.25, "as the student's"), ("students_success", 1 / 7, "left out"), ("tie", True, "left alone"),
+    ("teacher_at_nine_tenths", 0.57, "tie"), ("teacher_at_nine_tenths", 0, "never sees"), ("smallest_group", 4, "tie"),
+    ("clipped", lambda rho, A: min(max(rho, 0.8), 1.2) * A, "both sides"), ("loudest", 1, "flat"), ("loudest", 0, "in log p"),
+    ("whisper", 1002, "1/4")]
+
+
+def test_every_exercise_is_tried_here():
+    assert set(RIGHT) == set(checks.exercises())
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers(name):
+    mark = getattr(checks, name)(RIGHT[name])
+    assert mark.right is True and repr(mark).startswith("✓ Right: ")
+
+
+@pytest.mark.parametrize("name, answer, words", WRONG, ids=[f"{name}-{words}" for name, _, words in WRONG])
+def test_misconceptions_are_named(name, answer, words):
+    mark = getattr(checks, name)(answer)
+    assert mark.right is False and words in mark.says and repr(mark).startswith("✗ Not yet: ")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_an_unanswered_cell(name):
+    check = getattr(checks, name)
+    unwritten = [..., None, (..., ...), [1, ...]] + [lambda *_: ..., lambda *_: None] * callable(RIGHT[name])
+    for answer in unwritten:
+        assert check(answer).right is None and "write your answer above" in repr(check(answer))
+    assert check().right is None
+
+
+def broken(*_):
+    raise ZeroDivisionError("division by zero")
+
+
+class Hostile:
+    def __float__(self): raise RuntimeError("no")
+    def __array__(self, *_, **__): raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("answer", ["a word", [], {}, object(), broken, lambda: 1, Hostile(), float("nan"), [1, 2, 3], torch.zeros(2, 2),
+                                    lambda *_: "a word", lambda *_: [1, 2]], ids=repr)
+@pytest.mark.parametrize("name", RIGHT)
+def test_nothing_raises(name, answer):
+    mark = getattr(checks, name)(answer)
+    assert mark.right is False and mark.says and "\n" not in repr(mark)
