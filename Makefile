@@ -10,7 +10,7 @@ test: setup  ## every test
 	@$(BIN)/python -m pytest
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
-	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/05_train_live.ipynb
+	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/01_advantage_collapse.ipynb
 
 notebooks: setup  ## execute every notebook in its place, as they are committed
 	@$(BIN)/python notebooks/execute.py
