@@ -67,7 +67,8 @@ def ladder_html(gate: BetaGate, trials: int, at: int | None = None) -> str:
     cell = "<td style='text-align:center;padding:1px 7px;border:0;background:white;color:{1}'>{0}</td>"
     lamp = "<span style='display:inline-block;width:1.3em;height:1.3em;border-radius:50%;background:{};border:3px solid {}'></span>"
     rungs = gate.ladder(trials)
-    rows = [[lamp.format(*faces[rung]) for rung in rungs], [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(trials + 1)], rungs]
+    rows = [[lamp.format(*faces[rung]) for rung in rungs],
+            [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(trials + 1)], rungs]
     inks = [[style.ink] * len(rungs), [style.ink] * len(rungs), [faces[rung][1] for rung in rungs]]
     body = "".join(f"<tr style='background:white'>{cell.format(f'<b>{name}</b>', style.ink)}"
                    + "".join(cell.format(*pair) for pair in zip(row, colours, strict=True)) + "</tr>"
@@ -131,9 +132,11 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
     if step > 2:
         panel_title(panels[1], f"As updated on: the teacher takes seat {after.replaced}" if injects else "As updated on: left alone")
     headline(figure, (f"1 Sample: {successes} of {trials} right" + (", a dead group" if before.dead else ""),
-                      f"2 Gate: {_fraction(gate, successes, trials)} = {_verdict(gate, successes, trials)}", "3 Inject: the worst rollout's seat goes to the teacher" if injects else
+                      f"2 Gate: {_fraction(gate, successes, trials)} = {_verdict(gate, successes, trials)}",
+                      "3 Inject: the worst rollout's seat goes to the teacher" if injects else
                       "3 Inject: no, the gate is closed", "4 Compare: " + _became(before, after, injects))[step - 1])
-    return figure, {"mean": gate.posterior(successes, trials).mean.item(), "injects": injects, "seat": after.replaced, "before": was.tolist(), "after": now.tolist(),
+    return figure, {"mean": gate.posterior(successes, trials).mean.item(), "injects": injects,
+                    "seat": after.replaced, "before": was.tolist(), "after": now.tolist(),
                     "dead_before": before.dead, "dead_after": after.dead}
 
 

@@ -135,8 +135,10 @@ def injection(successes: int = 0, step: int = 1) -> Explorable:
     def onward(face):
         face["step"].value = face["step"].value % 4 + 1
     return Explorable(explore.injection, {
-        "step": _whole("step", step, 1, 4), "successes": _whole("S, right", successes, 0, 16), "trials": _whole("N, rollouts", 8, 2, 16),
-        **_gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward}, [("successes", "trials", "step", "Next step"), (*_GATE, "scale")])
+        "step": _whole("step", step, 1, 4), "successes": _whole("S, right", successes, 0, 16),
+        "trials": _whole("N, rollouts", 8, 2, 16),
+        **_gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward},
+        [("successes", "trials", "step", "Next step"), (*_GATE, "scale")])
 
 
 def prior_pull(successes: int = 6) -> Explorable:
@@ -193,11 +195,13 @@ def _whole(label: str, value: int, low: int, high: int) -> ipw.IntSlider:
 
 
 def _log(label: str, value: float, lowest: int) -> ipw.FloatLogSlider:
-    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".1e", style=_LABEL, layout=_WIDTH)
+    return ipw.FloatLogSlider(description=label, value=value, min=lowest, max=0, step=0.05, readout_format=".1e",
+                              style=_LABEL, layout=_WIDTH)
 
 
 def _scale(value: str) -> ipw.Dropdown:
-    return ipw.Dropdown(description="divide by", options=[("nothing", "none"), ("the group's std", "std")], value=value, style=_LABEL, layout=_WIDTH)
+    return ipw.Dropdown(description="divide by", options=[("nothing", "none"), ("the group's std", "std")], value=value,
+                        style=_LABEL, layout=_WIDTH)
 
 
 def _gate_sliders() -> dict[str, ipw.FloatSlider]:
