@@ -109,7 +109,8 @@ def advantages(answer) -> Mark:
         (lambda r: np.asarray(r, float) / (np.std(r, ddof=1) + 1e-4), "you divided by the std, but the mean is still in"),
         (lambda r: np.asarray(r, float), "these are the rewards: subtract the mean, then divide"),
         (lambda r: _standardised(r, 1, 0), "a dead group gives 0/0 here: the small number in std + 1e-4 is there for it"),
-        (lambda r: (np.asarray(r, float) - np.mean(r)) / (np.var(r, ddof=1) + 1e-4), "you divided by the variance: take its root")],
+        (lambda r: (np.asarray(r, float) - np.mean(r)) / (np.var(r, ddof=1) + 1e-4),
+         "you divided by the variance: take its root")],
         "and the dead group gives zeros, not 0/0.")
 
 

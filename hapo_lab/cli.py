@@ -21,13 +21,16 @@ from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, progress_line
 from hapo_lab.rollouts import TransformersEngine
 from hapo_lab.tasks import TASKS, load_task
-from hapo_lab.trainer import Config, Trainer, TrainingError
+from hapo_lab.trainer import TINY, Config, Trainer, TrainingError
 
+USUAL = {"tiny": ("sums", TINY)}
+"""A model's own task and config, where these are not the main job's."""
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def train(args: argparse.Namespace) -> None:
-    config = Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
+    usual_task, usual = USUAL.get(args.model, ("json_record", Config()))
+    config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     method = get_method(args.method)
     prior = {name: value for name in ("alpha", "beta", "threshold") if (value := getattr(args, name)) is not None}
     if prior:
@@ -36,7 +39,7 @@ def train(args: argparse.Namespace) -> None:
         method = replace(method, gate=replace(method.gate, **prior))
     if not args.resume and (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: continue it with --resume, or choose another folder.")
-    task = load_task(args.task, config.seed)
+    task = load_task(args.task or usual_task, config.seed)
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
     trainer = Trainer(policy, task, method, config, folder=args.folder, resume=args.resume)
     for _ in trainer:
@@ -178,20 +181,22 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("train", help="train a policy; writes a run folder",
-                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = commands.add_parser("train", help="train a policy; writes a run folder")
     p.set_defaults(run_command=train)
     p.add_argument("folder", type=Path, help="the run's folder")
     p.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-    p.add_argument("--model", default="smollm2-135m", help=f"{', '.join(PRESETS)}, a folder, or a hub id")
-    p.add_argument("--task", default="json_record", help=", ".join(TASKS))
-    p.add_argument("--method", default="hapo", help=", ".join(METHODS))
+    p.add_argument("--model", default="smollm2-135m",
+                   help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
+    p.add_argument("--task", help=f"{', '.join(TASKS)}; default: sums for tiny, else json_record")
+    p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}; default: hapo")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
-    p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
+    p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the Beta gate; default: the method's")
     for f in fields(Config):
-        p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=" ")
+        other = "".join(f"; {model}: {getattr(config, f.name)}" for model, (_, config) in USUAL.items()
+                        if getattr(config, f.name) != f.default)
+        p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), help=f"default: {f.default}{other}")
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)

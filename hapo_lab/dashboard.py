@@ -10,12 +10,13 @@ from contextlib import suppress
 
 from hapo_lab.drawing import to_png
 from hapo_lab.figures import training_figure
-from hapo_lab.records import RunLog, progress_line
+from hapo_lab.records import RunLog, mean_of, progress_line
 
 SHORTEST_INTERVAL = 0.5
 """Seconds between two pictures, at least ..."""
-SHARE = 0.03
-"""... and so many that drawing takes no more of the time than this."""
+SHARE, SHARE_OF_SHORT = 0.03, 0.2
+"""... and so many that drawing takes no more of the time than this; of a run of two minutes or less, which is over before
+it has been seen, more."""
 
 
 class Dashboard:
@@ -78,7 +79,8 @@ class Dashboard:
             self._handle.update(data, **options)
         now = time.monotonic()
         cost = 0 if first else now - start  # the first one also loads fonts
-        self._drawn, self._next = done, now + max(SHORTEST_INTERVAL, cost / SHARE)
+        short = mean_of([r.training_seconds for r in self.log.steps]) * self.log.planned <= 120
+        self._drawn, self._next = done, now + max(SHORTEST_INTERVAL, cost / (SHARE_OF_SHORT if short else SHARE))
 
     def _write_line(self, last: bool) -> None:
         """On a terminal over the line before; in a file or a pipe on a line of its own."""

@@ -65,7 +65,8 @@ def ladder_html(gate: BetaGate, trials: int, at: int | None = None) -> str:
     """A lamp for each S = 0..N: inject, leave, or erases; `at` is pointed at."""
     faces = {"inject": (style.teacher, style.teacher), "leave": ("white", style.student), "erases": (style.dead, style.teacher)}
     cell = "<td style='text-align:center;padding:1px 7px;border:0;background:white;color:{1}'>{0}</td>"
-    lamp = "<span style='display:inline-block;width:1.3em;height:1.3em;border-radius:50%;background:{};border:3px solid {}'></span>"
+    lamp = ("<span style='display:inline-block;width:1.3em;height:1.3em;border-radius:50%;"
+            "background:{};border:3px solid {}'></span>")
     rungs = gate.ladder(trials)
     rows = [[lamp.format(*faces[rung]) for rung in rungs],
             [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(trials + 1)], rungs]
@@ -130,7 +131,7 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
         _advantages(panels[i + 2], group.rewards, advantages if step > 3 or not i else None, scale, group)
     panel_title(panels[0], f"As sampled: {successes} of {trials} right")
     if step > 2:
-        panel_title(panels[1], f"As updated on: the teacher takes seat {after.replaced}" if injects else "As updated on: left alone")
+        panel_title(panels[1], "As updated on: " + (f"the teacher takes seat {after.replaced}" if injects else "left alone"))
     headline(figure, (f"1 Sample: {successes} of {trials} right" + (", a dead group" if before.dead else ""),
                       f"2 Gate: {_fraction(gate, successes, trials)} = {_verdict(gate, successes, trials)}",
                       "3 Inject: the worst rollout's seat goes to the teacher" if injects else
@@ -221,8 +222,9 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
     if shaping not in SHAPINGS:
         raise ValueError(f"there is no shaping {shaping!r}; choose one of {', '.join(SHAPINGS)}.")
     shape = ratio(lam) if shaping == "ratio" else SHAPINGS[shaping]
-    objectives = {"student": lambda logp: clipped_surrogate(logp, torch.full_like(logp, np.log(old_p)), torch.tensor(advantage)),
-                  "teacher": lambda logp: shaped_surrogate(logp, torch.tensor(1.0), shape)}
+    old_logp, one = torch.tensor(np.log(old_p)), torch.tensor(1.0)
+    objectives = {"student": lambda logp: clipped_surrogate(logp, old_logp.expand_as(logp), torch.tensor(advantage)),
+                  "teacher": lambda logp: shaped_surrogate(logp, one, shape)}
     x, numbers = np.geomspace(1e-6, 1, 700), {}
     figure, panels = _panels(1, 2)
     for ax, unit in zip(panels, ("objective of a token", "gradient in log p"), strict=True):
@@ -247,8 +249,8 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
     if shaping == "log_probability":
         panels[0].set(ylim=(-14.5, 6), yticks=[-10, -5, 0])
     numbers |= {"ratio": p / old_p, "loudest": float(np.abs(value_and_gradient(objectives["teacher"], x)[1]).max())}
-    headline(figure, f"At p = {p:.2g} (ratio {p / old_p:.3g}) the student's token pulls with {_short(numbers['student_gradient'])}, "
-             f"the teacher's with {_short(numbers['teacher_gradient'])}")
+    headline(figure, f"At p = {p:.2g} (ratio {p / old_p:.3g}) the student's token pulls with "
+             f"{_short(numbers['student_gradient'])}, the teacher's with {_short(numbers['teacher_gradient'])}")
     return figure, numbers
 
 
@@ -290,7 +292,8 @@ def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None,
     panel_title(ax, f"{int(rewards.sum())} of {len(rewards)} right")
 
 
-def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None, scale: str, group: Group | None = None) -> None:
+def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None, scale: str,
+                group: Group | None = None) -> None:
     """Axes as wide as any group of this size needs: bars of different groups compare. None: not known yet."""
     n = len(rewards)
     reach = 1.5 * ((n - 1) / n**0.5 if scale == "std" else 1)
@@ -331,7 +334,8 @@ def _fraction(gate: BetaGate, successes: int, trials: int) -> str:
 
 def _verdict(gate: BetaGate, successes: int, trials: int) -> str:
     c, decision = gate.posterior(successes, trials).mean.item(), gate.ladder(trials)[successes]
-    what = {"inject": "call the teacher", "leave": "leave it alone", "erases": "call the teacher, who erases the signal"}[decision]
+    what = {"inject": "call the teacher", "leave": "leave it alone",
+            "erases": "call the teacher, who erases the signal"}[decision]
     return f"{c:.3f} is {'not ' if decision == 'leave' else ''}below {gate.threshold:g}: {what}"
 
 

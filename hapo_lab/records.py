@@ -17,7 +17,7 @@ import torch
 
 from hapo_lab.gate import BetaPosterior
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.tasks import Problem
+from hapo_lab.tasks import DATA, Problem
 
 COMPLETION_CHARACTERS = 2000
 
@@ -98,6 +98,11 @@ class StepRecord:
 def runs_folder() -> Path:
     """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder."""
     return Path(os.environ.get("HAPO_LAB_RUNS", "runs")).absolute()
+
+
+def shipped_run(name: str) -> RunLog:
+    """A run that comes with the kit, such as "hapo-0"."""
+    return RunLog.load(DATA / "runs" / name)
 
 
 class RunLog:

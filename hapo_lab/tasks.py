@@ -8,6 +8,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+"""What comes with the kit: the model `tiny`, and runs."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,41 @@ def verify_iso_date(problem: Problem, completion: str) -> Verdict:
     return Verdict(True, f"it says {problem.answer}, as it should")
 
 
-TASKS: dict[str, Callable[[int], Task]] = {"json_record": json_record, "iso_date": iso_date}
+RESERVED_SUMS = tuple(random.Random(0).sample([(a, b) for a in range(100) for b in range(a, 100)], 320))
+"""Sums that the preset `tiny` never met while it was made, in either order: the tasks below ask only for these."""
+
+
+def sums(seed: int = 0) -> Task:
+    """Two numbers below 100 to add, and the result to repeat at the end: "27 + 58 = 85. Answer: 85". The job of `tiny`.
+
+    280 sums to train on, 40 held out.
+    """
+    return _sums("sums", seed, "Answer: ")
+
+
+def sums_short(seed: int = 0) -> Task:
+    """The same sums, ending in "A: 85". `tiny` knows these characters, but has never seen ":" behind "A"."""
+    return _sums("sums_short", seed, "A: ")
+
+
+def _sums(name: str, seed: int, marker: str) -> Task:
+    pairs = random.Random(seed).sample(RESERVED_SUMS, len(RESERVED_SUMS))
+    problems = tuple(Problem(key=f"{a} + {b}", messages=({"role": "user", "content": f"What is {a} + {b}?"},),
+                             answer=f"{marker}{a + b}", demonstration=f"{a} + {b} = {a + b}. {marker}{a + b}")
+                     for a, b in pairs)
+    return Task(name, train=problems[40:], heldout=problems[:40], verify=verify_end, max_new_tokens=28)
+
+
+def verify_end(problem: Problem, completion: str) -> Verdict:
+    """Right if the completion ends with the answer, up to a full stop; what stands before is free."""
+    said = completion.strip().removesuffix(".")
+    if not said.endswith(problem.answer):
+        return Verdict(False, f"it ends with {said[-12:]!r}; the end must be {problem.answer!r}")
+    return Verdict(True, f"it ends with {problem.answer!r}, as it should")
+
+
+TASKS: dict[str, Callable[[int], Task]] = {"json_record": json_record, "iso_date": iso_date, "sums": sums,
+                                           "sums_short": sums_short}
 
 
 def load_task(name: str = "json_record", seed: int = 0) -> Task:

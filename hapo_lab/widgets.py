@@ -99,10 +99,11 @@ class Explorable:
 
     def _ipython_display_(self) -> None:
         parts = self.controls | self.buttons
-        box = ipw.VBox([ipw.Box(_flat(parts[name] for name in row), layout=ipw.Layout(flex_flow="row wrap")) for row in self._rows])
+        box = ipw.VBox([ipw.Box(_flat(parts[name] for name in row), layout=ipw.Layout(flex_flow="row wrap"))
+                        for row in self._rows])
         view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "Run this cell, and its controls appear here."},
-                raw=True)
+        display({"application/vnd.jupyter.widget-view+json": view,
+                 "text/plain": "Run this cell, and its controls appear here."}, raw=True)
         with self._lock:
             self._shown = True
             for options, data in self._frames.values():
@@ -119,7 +120,9 @@ def collapse() -> Explorable:
     """Eight rewards to click, and the advantages that they make."""
     seats = [ipw.ToggleButton(description=f"seat {i}: 0", layout=ipw.Layout(width="84px")) for i in range(8)]
     for i, seat in enumerate(seats):
-        seat.observe(lambda change, i=i: setattr(change["owner"], "description", f"seat {i}: {int(change['new'])}"), names="value")
+        def say(change, i=i):
+            change["owner"].description = f"seat {i}: {int(change['new'])}"
+        seat.observe(say, names="value")
     return Explorable(lambda rewards, scale: explore.collapse([float(r) for r in rewards], scale),
                       {"rewards": seats, "scale": _scale("none")})
 
@@ -160,7 +163,8 @@ def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
         face["secret"].value = face["secret"].value % 99 + 1
     return Explorable(lambda secret, **rest: explore.gate_lab(explore.hidden_rate(secret), seed=secret, **rest), {
         "secret": ipw.BoundedIntText(description="secret no.", value=secret, min=1, max=99, layout=ipw.Layout(width="180px")),
-        "groups": _whole("groups", groups, 1, explore.MOST_GROUPS), "trials": _whole("N, rollouts", 8, 2, 16), **_gate_sliders(),
+        "groups": _whole("groups", groups, 1, explore.MOST_GROUPS), "trials": _whole("N, rollouts", 8, 2, 16),
+        **_gate_sliders(),
         "reveal": ipw.Checkbox(description="reveal", value=False, indent=False, layout=ipw.Layout(width="90px"))},
         _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another},
         [("secret", "groups", "+1 group", "+10 groups", "reveal", "New secret"), (*_GATE, "trials")])

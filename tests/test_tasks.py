@@ -13,6 +13,8 @@ from hapo_lab.tasks import (
     json_record,
     load_task,
     question,
+    sums,
+    verify_end,
     verify_iso_date,
     verify_json_record,
 )
@@ -181,3 +183,21 @@ def test_an_empty_split_is_refused(train, heldout):
 def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=f"unknown task 'chess'; choose one of {', '.join(TASKS)}"):
         load_task("chess")
+
+
+# sums
+
+SUM = sums().train[0]
+
+
+@pytest.mark.parametrize("said, right", [("{answer}", True), ("It is 3. {answer}.", True), ("{answer}\n", True),
+                                         ("{answer}0", False), ("{number}.", False), ("{answer} I think", False)])
+def test_a_sum_is_right_if_the_completion_ends_with_the_answer(said, right):
+    verdict = verify_end(SUM, said.format(answer=SUM.answer, number=SUM.answer.split()[-1]))
+    assert verdict.correct is right and SUM.answer in verdict.reason
+
+
+def test_the_two_forms_ask_for_the_same_sums():
+    forms = [load_task(name, 3) for name in ("sums", "sums_short")]
+    assert [p.messages for p in forms[0].train] == [p.messages for p in forms[1].train]
+    assert [p.demonstration.replace("Answer:", "A:") for p in forms[0].train] == [p.demonstration for p in forms[1].train]
