@@ -10,7 +10,7 @@ test: setup  ## every test
 	@$(BIN)/python -m pytest
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
-	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/01_advantage_collapse.ipynb
+	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
 
 notebooks: setup  ## execute every notebook in its place, as they are committed
 	@$(BIN)/python notebooks/execute.py

@@ -1,5 +1,5 @@
-"""The main job's figures: HAPO with three seeds, GRPO and SFT with the first one, same budget; then HAPO and GRPO on dates,
-where luck does not help. About 40 minutes.
+"""The main job's figures: HAPO with three seeds, GRPO and SFT with the first one, same budget; HAPO and GRPO on dates, where
+luck does not help; and `tiny`'s, with three seeds. About 45 minutes.
 
     python benchmarks/main_job.py [FOLDER]
 
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hapo_lab.cli import summary
 
-RUNS = {"hapo-0": ("hapo", 0, "json_record"), "hapo-1": ("hapo", 1, "json_record"), "hapo-2": ("hapo", 2, "json_record"),
-        "grpo-0": ("grpo", 0, "json_record"), "sft-0": ("sft", 0, "json_record"),
-        "dates-hapo-0": ("hapo", 0, "iso_date"), "dates-grpo-0": ("grpo", 0, "iso_date")}
+RUNS = {"hapo-0": ("hapo", 0), "hapo-1": ("hapo", 1), "hapo-2": ("hapo", 2), "grpo-0": ("grpo", 0), "sft-0": ("sft", 0),
+        "dates-hapo-0": ("hapo", 0, "--task", "iso_date"), "dates-grpo-0": ("grpo", 0, "--task", "iso_date"),
+        "tiny-hapo-0": ("hapo", 0, "--model", "tiny"), "tiny-hapo-1": ("hapo", 1, "--model", "tiny"),
+        "tiny-hapo-2": ("hapo", 2, "--model", "tiny"), "tiny-grpo-0": ("grpo", 0, "--model", "tiny")}
 
 
 def hapo_lab(*arguments: object) -> None:
@@ -25,14 +26,15 @@ def hapo_lab(*arguments: object) -> None:
 
 
 def main(folder: Path) -> None:
-    for name, (method, seed, task) in RUNS.items():
+    for name, (method, seed, *other) in RUNS.items():
         if not (folder / name / "evaluation.json").exists():
-            hapo_lab("train", folder / name, "--method", method, "--seed", seed, "--task", task, "--resume")
+            hapo_lab("train", folder / name, "--method", method, "--seed", seed, *other, "--resume")
             hapo_lab("evaluate", folder / name)
     for name in RUNS:
         print(f"\n{name}\n{summary(folder / name)}")
     hapo_lab("report", folder / "hapo-0", folder / "grpo-0", folder / "sft-0", "--out", folder / "report")
     hapo_lab("report", folder / "dates-hapo-0", folder / "dates-grpo-0", "--out", folder / "report-dates")
+    hapo_lab("report", folder / "tiny-hapo-0", folder / "tiny-grpo-0", "--out", folder / "report-tiny")
 
 
 if __name__ == "__main__":

@@ -265,6 +265,34 @@ def value_and_gradient(objective, p: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return value.detach().numpy(), gradient.numpy()
 
 
+def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Figure, dict]:
+    """A demonstration as the student hears it: each token's probability to it, and the gradient in log p of its objective
+    under F = p / (p + lam)."""
+    _, loudness = value_and_gradient(ratio(lam), p)
+    figure, panels = _panels(2, 1, height=5.0)
+    names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]
+    quietest = int(np.argmin(loudness))
+    for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"), (style.student, style.teacher),
+                                        strict=True):
+        frame(ax, "token of the demonstration", unit)
+        ax.bar(range(len(values)), values, 0.7, color=colour)
+        ax.set(xlim=(-0.7, len(values) - 0.3), xticks=range(len(values)))
+        ax.set_xticklabels(names)
+        ax.get_xticklabels()[quietest].set(color=style.teacher, weight="bold")
+    panels[0].set(yscale="log", ylim=(min(1e-3, p.min() / 10), 3))
+    panels[0].set_yticks([1, 1e-3, 1e-6], ["1", "1e-3", "1e-6"])
+    panels[0].yaxis.set_minor_locator(NullLocator())
+    panels[1].set(ylim=(0, 1.15), yticks=[0, 0.5, 1])
+    panels[1].axhline(1, color=style.threshold, ls="--", lw=1.5)
+    write(panels[1], 0, 0.96, "log p: 1 everywhere", style.threshold, va="top")
+    panel_title(panels[0], f"{names[quietest]!r} has p = {_short(p[quietest])}, every other token at least "
+                f"{_short(np.delete(p, quietest).min())}")
+    panel_title(panels[1], f"p / (p + {lam:g}): {names[quietest]!r} pulls with {_short(loudness[quietest])}, "
+                f"the others with {_short(np.delete(loudness, quietest).min())} to {_short(loudness.max())}")
+    headline(figure, f"The teacher is hardly heard at {names[quietest]!r}")
+    return figure, {"quietest": quietest, "loudness": loudness.tolist()}
+
+
 # their parts -------------------------------------------------------------------------------------------------------
 
 

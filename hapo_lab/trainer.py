@@ -76,7 +76,7 @@ class Config:
 
 
 TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
-"""For the model `tiny` and its task `sums`: half a minute."""
+"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores."""
 
 
 def learning_rate(config: Config, step: int) -> float:

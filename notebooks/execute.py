@@ -1,10 +1,13 @@
 """Run notebooks from top to bottom and keep their outputs, as they are committed: `python execute.py [NAME.ipynb ...]`."""
 
+import base64
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 
@@ -17,8 +20,18 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook.metadata = nbformat.from_dict({k: v for k, v in metadata.items() if k != "widgets"})
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            if "image/png" in data:
+                data["image/png"] = _in_256_colours(data["image/png"])
     return notebook
+
+
+def _in_256_colours(png: str) -> str:
+    """A third of the bytes: notebooks are downloaded, and kept in every clone."""
+    small = BytesIO()
+    Image.open(BytesIO(base64.b64decode(png))).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png")
+    return base64.b64encode(small.getvalue()).decode()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The commands, in small, and what they refuse: in one sentence, before anything is written."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from hapo_lab.cli import main, summary
 from hapo_lab.records import RunLog
+from hapo_lab.trainer import TINY
 
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
 
@@ -30,6 +32,12 @@ def test_train_evaluate_report(tmp_path, capsys):
 
     main(["train", str(tmp_path / "a"), *SMALL, "--resume"])  # nothing is left to do
     assert len(RunLog.load(tmp_path / "a").steps) == 2
+
+
+def test_tiny_brings_its_own_task_and_numbers(tmp_path):
+    main(["train", str(tmp_path / "run"), "--model", "tiny", "--steps", "1", "--eval-every", "0"])
+    about = RunLog.load(tmp_path / "run").about
+    assert about["task"] == "sums" and about["config"] == asdict(replace(TINY, steps=1, eval_every=0))
 
 
 @pytest.mark.parametrize("arguments, sentence", [

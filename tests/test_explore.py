@@ -14,7 +14,8 @@ from hapo_lab import explore, widgets
 from hapo_lab.drawing import projector, to_png
 from hapo_lab.gate import BetaGate
 
-FACES = {name: getattr(widgets, name) for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape")}
+FACES = {name: getattr(widgets, name)
+         for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape")}
 
 
 def says(figure) -> str:
@@ -30,6 +31,13 @@ def test_collapse():
     assert numbers["advantages"][1] == pytest.approx(0.875) and not numbers["dead"]
     assert "1 of 8 right" in says(figure) and "right +0.88" in says(figure)
     assert explore.collapse([1, 0, 0, 0], "std")[1]["advantages"] == pytest.approx([1.4997, -.4999, -.4999, -.4999], abs=1e-4)
+
+
+def test_hearing_names_the_token_at_which_the_teacher_whispers():
+    figure, numbers = explore.hearing("A: 85", np.array([0.04, 1e-6, 1, 0.99, 1]))
+    assert numbers["quietest"] == 1
+    assert numbers["loudness"] == pytest.approx([0.1 * p / (p + 0.1)**2 for p in (0.04, 1e-6, 1, 0.99, 1)])
+    assert "hardly heard at ':'" in says(figure) and "':' has p = 1e-06, every other token at least 0.04" in says(figure)
 
 
 def test_dead_groups():

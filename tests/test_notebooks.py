@@ -30,7 +30,7 @@ def test_what_is_committed_shows_on_the_web(path):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04")]
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04")]
 SOLUTIONS = ROOT / "notebooks" / "solutions.ipynb"
 
 
@@ -44,8 +44,9 @@ def checked_in(path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)
-def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch):
+def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -53,12 +54,13 @@ def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch):
     assert all("Not yet" not in str(o) for o in outputs)
     marks = [o.data["text/plain"] for o in outputs if o.output_type == "execute_result" and o.data["text/plain"][0] in "✓…"]
     assert len(marks) == len(checked_in(path)), "each exercise says something"
-    assert {mark[0] for mark in marks} == ({"✓"} if path == SOLUTIONS else {"…"})
+    assert {mark[0] for mark in marks} <= ({"✓"} if path == SOLUTIONS else {"…"})
 
 
 def test_every_exercise_has_a_check_and_a_solution():
     asked = [name for path in LESSONS for name in checked_in(path)]
-    assert len(LESSONS) == 4 and asked == checked_in(SOLUTIONS)  # each once, in the same order
+    assert len(LESSONS) == 5 and asked == checked_in(SOLUTIONS)  # each once, in the same order
+    assert all(checked_in(path) for path in LESSONS[1:])
     assert sorted(asked) == sorted(checks.exercises())
 
 
@@ -68,12 +70,13 @@ def test_what_every_lesson_holds(path):
     top = cells[0].source
     assert all(word in top for word in ("**Afterwards you can explain**", "**Takes**", "**Needs**"))
     expected = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Expected" in cell.source]
-    assert expected and all("assert " in cells[i + 1].source for i in expected), "a figure is stated, but not asserted"
+    reach = 1 if checked_in(path) else 6  # 00 trains, and examines in a new process, before it asserts
+    assert expected and all(any(cell.cell_type == "code" and "assert " in cell.source for cell in cells[i + 1:i + 1 + reach])
+                            for i in expected), "a figure is stated, but not asserted"
     assert all(any("**Predict" in cell.source for cell in cells[i - 1:i]) for i, cell in enumerate(cells)
                if cell.cell_type == "code" and cell.source.startswith("widgets.")), "no prediction before an explorable"
     code = code_of(path)
     assert all(len(source.splitlines()) <= 12 for source in code), "a long cell"
-    assert any("checks." in source for source in code)
     assert not [o for cell in cells if cell.cell_type == "code" for o in cell.outputs
                 if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
 
