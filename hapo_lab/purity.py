@@ -98,13 +98,14 @@ def injection_bracket(success_rate: np.ndarray | float, trials: int, gate: Gate,
     _check_visit(visit)
     if cells < 1 or cells != int(cells):
         raise ValueError(f"purity: a success is cut into {cells} cells; it must be a whole number, at least 1.")
-    weight = sum(as_written(gate.discount) ** age for age in range(visit))  # of all visits, in visits
-    cost = int(mu.size * visit * (n + 1) * weight * n * cells)
+    discount = as_written(gate.discount)
+    cost = mu.size * visit * (n + 1) * n * cells * min(visit, 1 / (1 - float(discount)))
     if cost > MOST_CELLS:
         raise ValueError(f"purity: this bracket would visit {cost:.0e} grid cells, and {MOST_CELLS:.0e} take seconds: "
                          "ask for fewer cells, visits or success rates.")
+    weight = (1 - discount**visit) / (1 - discount)  # of all visits, in visits
     last = ceil(gate.bound(weight * n) * cells) - 1  # the last grid cell that injects
-    ends = [[_below(last, n, m, as_written(gate.discount), visit, cells, up) for m in mu.flat] for up in (True, False)]
+    ends = [[_below(last, n, m, discount, visit, cells, up) for m in mu.flat] for up in (True, False)]
     return tuple(np.reshape(end, mu.shape) for end in ends)
 
 
