@@ -28,7 +28,8 @@ from hapo_lab.purity import binomial_pmf, group_size, injection_chances
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
 MOST_ACTIONS = 10**6
-MOST_STEPS = 10**6
+MOST_WORK = 10**9
+"""Steps of a curve, times about the numbers that each of them touches: minutes."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ def expected_gradient(logits, success_probs, trials: int, method: Method, teache
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A policy that follows the expected update: no luck, only drift. Arrays have an entry a step, as the step found it."""
+    """A policy that follows the expected update: no luck, only drift. Arrays have an entry before each step, and a last one."""
 
     success: np.ndarray
-    """mu; one more entry, after the last step."""
+    """mu."""
     injection: np.ndarray
     """P(inject)."""
     update_norm: np.ndarray
@@ -150,11 +151,14 @@ def learning_curve(logits, success_probs, trials: int, method: Method, teacher, 
     if not (anneals or hasattr(method.gate, "chance")):
         raise ValueError(f"exact_gradient: {method.gate} remembers groups that were drawn from other policies, so its "
                          "expected update is no function of the present one; use a gate without such a memory.")
-    if steps != int(steps) or not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"exact_gradient: {steps} steps; it must be a whole number from 1 to {MOST_STEPS:,} (minutes).")
+    if steps != int(steps) or steps < 1:
+        raise ValueError(f"exact_gradient: {steps} steps; it must be a whole number, at least 1.")
     if not (np.isfinite(step_size) and step_size > 0):
         raise ValueError(f"exact_gradient: the step size is {step_size}; it must be a positive number, such as 1.")
     z, q, nu = _checked(logits, success_probs, teacher)
+    if (work := steps * (1000 + len(z) + trials)) > MOST_WORK:  # 1000: what a step costs however small it is
+        raise ValueError(f"exact_gradient: {steps:,} steps over {len(z):,} actions would cost {work:.0e} operations, and "
+                         f"{MOST_WORK:.0e} take minutes: ask for fewer steps or actions.")
     table = _table(replace(method, name=""), group_size(trials, smallest=2))
     seen = np.empty((4, steps + 1))
     for t in range(1, steps + 2):
@@ -169,8 +173,7 @@ def learning_curve(logits, success_probs, trials: int, method: Method, teacher, 
         seen[:, t - 1] = p.mu, p.pmf(table.sampled) @ chances, _norm(update), _norm(p.g)
         if t <= steps:
             z = z + step_size / (t**0.5 if decay else 1) * update
-    success, injection, update_norm, objective_norm = seen
-    return LearningCurve(success, injection[:-1], update_norm[:-1], objective_norm[:-1], z)
+    return LearningCurve(*seen, z)
 
 
 def teacher_margin(teacher_success: float, trials: int, method: Method) -> float:
@@ -185,7 +188,7 @@ def teacher_margin(teacher_success: float, trials: int, method: Method) -> float
     chances = _chances(method, teacher_success, trials, visit=1)
     pmf = binomial_pmf(table.sampled, teacher_success)
     c, teachers = _coefficients(table.terms(chances), pmf, teacher_success, 1 - teacher_success)
-    return float(teachers * slope(method.shaping, [0.0])[0] / c)
+    return float(_per(teachers * slope(method.shaping, [0.0])[0], c, np.inf))
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class _Policy:
     def of(cls, logits: np.ndarray, q: np.ndarray) -> _Policy:
         logp = logits - np.logaddexp.reduce(logits)
         pi = np.exp(logp)
-        mu, fail = pi @ q, pi @ (1 - q)
+        mu, fail = min(pi @ q, 1.0), pi @ (1 - q)
         return cls(q, logp, pi, mu, fail, pi * (q * fail - (1 - q) * mu))
 
     def pmf(self, trials: int) -> np.ndarray:
@@ -285,20 +288,18 @@ def _table(method: Method, trials: int) -> _Table:
             return replace(before, rollouts=before.rollouts + (demonstration,) * method.teacher_seats)
         return synthetic_success_injection(group(successes, sampled), demonstration)
 
-    def advantages(g: Group) -> np.ndarray:
-        return weight * method.advantages(g.rewards, g.teacher_mask).numpy()
-
     def row(g: Group) -> list[float]:
-        a, success, teacher = advantages(g), g.rewards.numpy() == 1, g.teacher_mask.numpy()
+        a = weight * method.advantages(g.rewards, g.teacher_mask).numpy()
+        success, teacher = g.rewards.numpy() == 1, g.teacher_mask.numpy()
         seats = [success & ~teacher, ~success & ~teacher]
         return [a[seats[0]].sum(), a[seats[1]].sum(), a[teacher].sum(), *((a[s] ** 2).sum() for s in seats)]
 
     sampled = trials - method.teacher_seats
     weight = aggregation_weights(length_mask([1] * trials), method.aggregation, max_length=1)[0, 0].item()
-    removed = np.zeros((trials + 1, 5))
-    removed[:-1, 1] = [advantages(group(s, trials))[0] for s in range(trials)]  # seat 0 is a failure's
-    return _Table(sampled, np.array([row(group(s, trials)) for s in range(trials + 1)]),
-                  np.array([row(taught(s)) for s in range(sampled + 1)]), removed,
+    plain = np.array([row(group(s, trials)) for s in range(trials + 1)])
+    removed = np.zeros_like(plain)
+    removed[:-1, 1] = plain[:-1, 1] / (trials - np.arange(trials))  # the failures' advantages are equal: one of them
+    return _Table(sampled, plain, np.array([row(taught(s)) for s in range(sampled + 1)]), removed,
                   method.entropy_bonus * weight * trials, method.teacher_seats > 0)
 
 
@@ -308,7 +309,7 @@ def _coefficients(terms: np.ndarray, pmf: np.ndarray, mu: float, fail: float) ->
 
 
 def _chances(method: Method, mu: float, trials: int, visit: int) -> np.ndarray:
-    chances = injection_chances(min(mu, 1.0), trials - method.teacher_seats, method.gate, visit)
+    chances = injection_chances(mu, trials - method.teacher_seats, method.gate, visit)
     if method.teacher_seats and chances.any():
         raise ValueError(f"exact_gradient: {method.name} reserves a seat for the teacher and has a gate that may open; "
                          "the bias can be taken apart for one of the two only.")
@@ -320,13 +321,13 @@ def _checked(logits, success_probs, teacher) -> tuple[np.ndarray, np.ndarray, np
     if z.ndim != 1 or q.shape != z.shape or not np.isfinite(z).all():
         raise ValueError(f"exact_gradient: logits {z.shape} and success_probs {q.shape} must be two lists of K finite numbers.")
     if len(z) > MOST_ACTIONS:
-        raise ValueError(f"exact_gradient: a policy over {len(z):,} actions; each outcome S costs a pass over them, so that "
-                         f"more than {MOST_ACTIONS:,} take longer than seconds.")
+        raise ValueError(f"exact_gradient: a policy over {len(z):,} actions; an update is a pass over all of them, and more "
+                         f"than {MOST_ACTIONS:,} take longer than seconds.")
     if not ((q >= 0) & (q <= 1)).all():
         raise ValueError("exact_gradient: a success probability lies outside [0, 1].")
     nu = np.asarray(teacher, dtype=float)
     if nu.ndim == 0:
-        if nu not in range(len(z)):
+        if not (0 <= nu < len(z) and nu == np.floor(nu)):
             raise ValueError(f"exact_gradient: the teacher plays action {teacher}; the actions are 0 to {len(z) - 1}.")
         nu = np.eye(1, len(z), int(nu))[0]
     if nu.shape != z.shape or not (nu >= 0).all() or abs(nu.sum() - 1) > 1e-9:

@@ -328,7 +328,8 @@ def test_a_discount_forgets_and_prompts_are_told_apart():
 def test_a_prompt_that_comes_twice_in_a_step_is_visited_twice():
     gate = RunningGate()
     decisions, posterior, state = gate.decide({}, ["a", "a"], [0, 8], [8, 8], [0., 0.])
-    assert decisions.tolist() == [True, True] and posterior.alpha.tolist() == [1, 9] and state == {"visits": {"a": [[0, 8], [8, 8]]}}
+    assert decisions.tolist() == [True, True] and posterior.alpha.tolist() == [1, 9]
+    assert state == {"visits": {"a": [[0, 8], [8, 8]]}}
 
 
 @pytest.mark.parametrize("discount", [.9, .7, .3, 1.])
