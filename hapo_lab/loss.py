@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, log
 
+import numpy as np
 import torch
 
 Shaping = Callable[[torch.Tensor], torch.Tensor]
@@ -109,6 +110,12 @@ def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shap
     | `log_probability` | log p         | 1                  | -inf, gradient 1  |
     """
     return shaping(logp) * advantages
+
+
+def slope(shaping: Shaping, logp: Sequence[float]) -> np.ndarray:
+    """dF/dlogp at each of some log-probabilities, by autograd, float64."""
+    x = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
+    return torch.autograd.grad(shaping(x).sum(), x)[0].numpy()
 
 
 AGGREGATIONS = ("grpo", "bnpo", "dapo", "dr_grpo", "luffy")

@@ -1,5 +1,6 @@
-"""The Beta gate: the paper's numbers, exact ties, and the posterior against scipy."""
+"""The Beta gate: the paper's numbers, exact ties, and the posterior against scipy. The other gates, and what they remember."""
 
+import json
 import math
 import warnings
 from fractions import Fraction
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hapo_lab.gate import BetaGate, BetaPosterior, NeverGate
+from hapo_lab.gate import (
+    AlwaysGate,
+    BetaGate,
+    BetaPosterior,
+    HardGate,
+    NeverGate,
+    RunningGate,
+    StepAnnealedGate,
+    SuccessAnnealedGate,
+    ThompsonGate,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:BetaGate")  # small groups warn; the warnings have their own tests
 
@@ -218,6 +229,134 @@ def test_pdf_broadcasts_with_its_argument():
 def test_the_never_gate_never_injects_and_shows_the_uniform_posterior():
     assert not NeverGate().injects(torch.arange(9), 8).any()
     assert NeverGate().posterior(2, 8).alpha == 3
+
+
+# the other gates: one protocol
+
+GATES = [BetaGate(), NeverGate(), AlwaysGate(), HardGate(), ThompsonGate(), StepAnnealedGate(steps=4),
+         SuccessAnnealedGate(window=2), RunningGate(), RunningGate(discount=.9)]
+
+
+def run(gate, steps, state=None):
+    """`steps`: a list of {key: S}, N = 8; the decisions of each step, and the last state, through JSON and back."""
+    state, decided = state or {}, []
+    for step in steps:
+        decisions, _, state = gate.decide(state, list(step), list(step.values()), [8] * len(step), [.5] * len(step))
+        state = json.loads(json.dumps(state))
+        decided.append(decisions.tolist())
+    return decided, state
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_a_gate_goes_on_from_its_state_and_changes_nothing_that_it_was_given(gate):
+    steps = [{"a": 7, "b": 0}, {"a": 3}, {"b": 8, "c": 6}, {"a": 8, "c": 8}]
+    whole, last = run(gate, steps)
+    first, middle = run(gate, steps[:2])
+    kept = json.dumps(middle)
+    second, end = run(gate, steps[2:], middle)
+    assert first + second == whole and end == last and json.dumps(middle) == kept
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_gate_says_what_it_believed(gate):
+    decisions, posterior, _ = gate.decide({}, ["a", "b"], [2, 8], [8, 8], [.5, .5])
+    assert decisions.dtype == torch.bool and decisions.shape == posterior.mean.shape == (2,)
+    assert posterior.alpha.tolist() == [3, 9] and posterior.beta.tolist() == [7, 1]
+
+
+@pytest.mark.parametrize(("gate", "ladder"), [
+    (NeverGate(), ["leave"] * 5), (HardGate(), ["inject"] + ["leave"] * 4),
+    (AlwaysGate(), ["inject"] * 3 + ["erases", "inject"])])
+def test_simple_gates_have_the_beta_gates_interface(gate, ladder):
+    assert gate.ladder(4) == ladder
+    assert gate.injects(torch.arange(5), 4).tolist() == [step != "leave" for step in ladder]
+    assert gate.chance(torch.arange(5), 4).tolist() == [float(step != "leave") for step in ladder]
+    assert gate.can_close(4) is (ladder[4] == "leave")
+    assert gate.injection_probability(.5, 4).item() == sum(
+        math.comb(4, s) for s in range(5) if ladder[s] != "leave") / 16
+
+
+def test_a_thompson_draw_below_the_threshold_injects():
+    gate = ThompsonGate()
+    chance = gate.chance(torch.arange(9), 8)
+    assert chance[8].item() == pytest.approx(.8**9, rel=1e-12)  # PAPER: gamma^(a0 + N) = .134, and so it never closes
+    assert round(chance[8].item(), 3) == .134
+    posterior = gate.posterior(torch.arange(9), 8)
+    for u in (.001, .1, .5, .9, .999):
+        draw = stats.beta(posterior.alpha, posterior.beta).ppf(u)
+        assert gate.decide({}, "abcdefghi", range(9), [8] * 9, [u] * 9)[0].tolist() == (draw < .8).tolist()
+
+
+def test_a_threshold_that_falls_with_time_ends_with_the_teacher_gone():
+    decided, state = run(StepAnnealedGate(steps=4), [dict.fromkeys("abc", s) for s in (6, 5, 2, 1, 0, 0)])
+    assert decided == [[True] * 3, [False] * 3, [True] * 3, [False] * 3, [False] * 3, [False] * 3]  # gamma .8 .6 .4 .2 0 0
+    assert state == {"step": 6}
+
+
+def test_a_falling_threshold_decides_its_ties_exactly():
+    gate = StepAnnealedGate(threshold=.8, end=.2, steps=6)  # .8 .7 .6 ... .2: at every step (1 + S) / 10 meets it
+    for step in range(1, 8):
+        s = 8 - step
+        assert gate.cutoff(8, gate.progress(step)) == s - 1
+    assert gate.cutoff(8, gate.progress(99)) == 0
+
+
+def test_a_threshold_that_falls_with_success_forgets_what_left_its_window():
+    gate = SuccessAnnealedGate(window=2)
+    decided, state = run(gate, [{"a": 0, "b": 8}, {"a": 8, "b": 8}, {"a": 0, "b": 8}, {"a": 0, "b": 0}])
+    assert decided == [[True, False], [False, False], [True, False], [True, True]]  # rates 1/2 3/4 3/4 1/4: gamma .4 .2 .2 .6
+    assert state == {"recent": [[8, 16], [0, 16]]}
+
+
+def test_a_running_posterior_of_no_forgetting_is_one_large_group():
+    gate, seen = RunningGate(), [8, 7, 0, 6, 8, 8, 8]
+    for visit in range(1, 8):
+        decisions, posterior, _ = gate.decide({"visits": {"a": [[s, 8] for s in seen[:visit - 1]]}}, ["a"],
+                                              seen[visit - 1:visit], [8], [0.])
+        total = sum(seen[:visit])
+        assert decisions.item() == BetaGate().injects(total, 8 * visit).item()
+        assert (posterior.alpha.item(), posterior.beta.item()) == (1 + total, 1 + 8 * visit - total)
+
+
+def test_a_discount_forgets_and_prompts_are_told_apart():
+    decided, state = run(RunningGate(discount=.5), [{"a": 0, "b": 8}, {"a": 8}, {"a": 8, "b": 8}])
+    # of a: s = 0, 8, 12 of n = 8, 12, 14: c = .1, 9/14, 13/16
+    assert decided == [[True, False], [True], [False, False]]
+    assert state == {"visits": {"a": [[0, 8], [8, 8], [8, 8]], "b": [[8, 8], [8, 8]]}}
+
+
+def test_a_prompt_that_comes_twice_in_a_step_is_visited_twice():
+    gate = RunningGate()
+    decisions, posterior, state = gate.decide({}, ["a", "a"], [0, 8], [8, 8], [0., 0.])
+    assert decisions.tolist() == [True, True] and posterior.alpha.tolist() == [1, 9]
+    assert state == {"visits": {"a": [[0, 8], [8, 8]]}}
+
+
+@pytest.mark.parametrize("discount", [.9, .7, .3, 1.])
+def test_a_running_mean_on_the_threshold_is_a_tie_however_many_visits(discount):
+    decided, _ = run(RunningGate(threshold=.5, discount=discount), [{"a": 4}] * 30)
+    assert decided == [[False]] * 30
+    decided, _ = run(RunningGate(threshold=.500001, discount=discount), [{"a": 4}] * 30)
+    assert decided == [[True]] * 30
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), [
+    (lambda: ThompsonGate(threshold=0), r"threshold is 0; it must lie in \(0, 1\]"),
+    (lambda: RunningGate(alpha=-1), "prior's alpha is -1"),
+    (lambda: RunningGate(discount=0), r"discount is 0; it must lie in \(0, 1\]"),
+    (lambda: RunningGate(discount=math.nan), "discount is nan"),
+    (lambda: StepAnnealedGate(end=.9), "threshold ends at 0.9; it must lie between 0 and its start, 0.8"),
+    (lambda: StepAnnealedGate(steps=0), "falls over 0 steps; it must be a whole number, at least 1"),
+    (lambda: SuccessAnnealedGate(window=.5), "a window of 0.5 steps; it must be a whole number, at least 1")])
+def test_wrong_parameters_of_the_other_gates_are_refused_by_name(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        wrong()
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_gate_refuses_impossible_counts(gate):
+    with pytest.raises(ValueError, match="whole numbers with 0 <= S <= N and N >= 1"):
+        gate.decide({}, ["a"], [9], [8], [.5])
 
 
 # warnings: priors used nowhere else, since a warning is given once in a process
