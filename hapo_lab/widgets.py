@@ -182,7 +182,7 @@ def clip_and_shape() -> Explorable:
 
 # their parts -------------------------------------------------------------------------------------------------------
 
-_LABEL, _WIDTH = {"description_width": "80px"}, ipw.Layout(width="270px")
+_LABEL, _WIDTH = {"description_width": "90px"}, ipw.Layout(width="280px")
 _GATE = ("alpha", "beta", "threshold")
 
 
