@@ -28,10 +28,10 @@ class Run:
         self._order = "go"
         self._ordered = threading.Condition()
         self._tell = tell
-        self._thread = threading.Thread(target=self._work, name="hapo_lab training", daemon=True)
+        self._ended = threading.Event()
         in_background[trainer] = self.end
         atexit.register(self.end)
-        self._thread.start()
+        threading.Thread(target=self._work, name="hapo_lab training", daemon=True).start()
 
     def pause(self) -> None:
         self._give("pause")
@@ -82,8 +82,8 @@ class Run:
                 self._ordered.notify_all()
 
     def _wait(self) -> None:
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # in slices: an interrupt is seen on every system
+        while not self._ended.wait(0.2):  # not by Thread.join, which takes a thread for dead once it was interrupted
+            pass
 
     def _work(self) -> None:
         state, log = "failed", self.trainer.log
@@ -99,6 +99,7 @@ class Run:
             in_background.pop(self.trainer)
             atexit.unregister(self.end)
             self._show(state)
+            self._ended.set()
 
     def _next_order(self) -> str:
         """After a step: what is to be done. Waits while the run is paused."""

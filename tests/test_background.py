@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_durable import SMALL, as_new, broken_off, contents, policy, task, whole  # noqa: F401
+from conftest import as_new
+from test_durable import SMALL, contents
 
 from hapo_lab.background import run_in_background
 from hapo_lab.drawing import to_png
@@ -17,11 +18,11 @@ from hapo_lab.figures import training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.records import RunLog
-from hapo_lab.trainer import Trainer, TrainingError, in_background, resume
+from hapo_lab.trainer import Trainer, in_background, resume
 
 ROOT = Path(__file__).resolve().parent.parent
-NEVER, ALWAYS = 1e-6, 1.0
-"""Thresholds. (The second one warns that it can never close.)"""
+NEVER = 1e-6
+"""A threshold below every posterior mean."""
 
 
 def decisions(log) -> list[set[bool]]:
@@ -31,8 +32,8 @@ def decisions(log) -> list[set[bool]]:
 # changes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_change_acts_from_the_next_step_and_is_an_event(policy, task, tmp_path):
-    trainer = Trainer(policy, task, replace(HAPO, gate=BetaGate(threshold=NEVER)), SMALL, folder=tmp_path)
+def test_a_change_acts_from_the_next_step_and_is_an_event(fresh, sums, tmp_path):
+    trainer = Trainer(fresh, sums, replace(HAPO, gate=BetaGate(threshold=NEVER)), SMALL, folder=tmp_path)
     steps = iter(trainer)
     next(steps), next(steps)
     assert trainer.change(threshold=0.99, beta=2) == trainer.gate == BetaGate(1, 2, 0.99)
@@ -45,8 +46,8 @@ def test_a_change_acts_from_the_next_step_and_is_an_event(policy, task, tmp_path
     assert RunLog.load(tmp_path).events[0] == {"after_step": 2, "kind": "changed", "gate": described}
 
 
-def test_a_step_under_way_keeps_its_gate(policy, task):
-    trainer = Trainer(policy, task, replace(HAPO, gate=BetaGate(threshold=NEVER)), SMALL)
+def test_a_step_under_way_keeps_its_gate(fresh, sums):
+    trainer = Trainer(fresh, sums, replace(HAPO, gate=BetaGate(threshold=NEVER)), SMALL)
 
     def change(*_):
         hook.remove()
@@ -61,28 +62,27 @@ def test_a_step_under_way_keeps_its_gate(policy, task):
 
 @pytest.mark.parametrize("numbers, words", [({"threshold": 1.5}, "the threshold is 1.5; it must lie in"),
                                             ({"alpha": 0}, "prior's alpha is 0.0"), ({"beta": "many"}, "the beta is 'many'")])
-def test_a_change_without_meaning_is_refused_at_once(policy, task, numbers, words):
-    trainer = Trainer(policy, task, HAPO, SMALL)
+def test_a_change_without_meaning_is_refused_at_once(fresh, sums, numbers, words):
+    trainer = Trainer(fresh, sums, HAPO, SMALL)
     with pytest.raises(ValueError, match=words):
         trainer.change(**numbers)
     trainer.change(threshold=0.8)  # as it is: nothing to tell
     assert trainer.gate == BetaGate() and trainer.log.events == []
 
 
-def test_a_gate_without_numbers_is_not_changed(policy, task):
+def test_a_gate_without_numbers_is_not_changed(fresh, sums):
     with pytest.raises(ValueError, match="the gate of GRPO has no alpha and no threshold to change"):
-        Trainer(policy, task, GRPO, SMALL).change(threshold=0.5, alpha=1)
+        Trainer(fresh, sums, GRPO, SMALL).change(threshold=0.5, alpha=1)
 
 
-def test_a_killed_run_makes_its_changes_again_after_the_same_step(tiny, task, tmp_path):
-    def train(policy, folder, steps):
-        trainer = iter_of = Trainer(policy, task, HAPO, SMALL, folder=folder)
-        iter_of = iter(trainer)
-        for record in iter_of:
+def test_a_killed_run_makes_its_changes_again_after_the_same_step(tiny, sums, tmp_path):
+    def train(fresh, folder, steps):
+        trainer = Trainer(fresh, sums, HAPO, SMALL, folder=folder)
+        for record in trainer:
             if record.step == 3:
                 trainer.change(threshold=0.3)
             if record.step == steps:
-                return iter_of.close()
+                break
 
     for fresh in as_new(tiny):
         train(fresh, tmp_path / "whole", 6)
@@ -90,12 +90,13 @@ def test_a_killed_run_makes_its_changes_again_after_the_same_step(tiny, task, tm
         train(fresh, tmp_path / "killed", 3)  # its last checkpoint is of step 2
         list(resume(tmp_path / "killed"))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert RunLog.load(tmp_path / "killed").gate(3)["threshold"] == 0.8 and RunLog.load(tmp_path / "killed").gate(4)["threshold"] == 0.3
+    log = RunLog.load(tmp_path / "killed")
+    assert (log.gate(3)["threshold"], log.gate(4)["threshold"]) == (0.8, 0.3)
 
 
-def test_the_training_cell_run_again_goes_on_with_the_settings_as_they_are_now(policy, task, tmp_path):
+def test_the_training_cell_run_again_goes_on_with_the_settings_as_they_are_now(fresh, sums, tmp_path):
     def cell(threshold):
-        return Trainer(policy, task, replace(HAPO, gate=BetaGate(threshold=threshold)), SMALL, folder=tmp_path, resume=True)
+        return Trainer(fresh, sums, replace(HAPO, gate=BetaGate(threshold=threshold)), SMALL, folder=tmp_path, resume=True)
 
     def two_steps(trainer):
         steps = iter(trainer)
@@ -135,18 +136,18 @@ class Told:
             assert self._changed.wait_for(lambda: state in self.states, 60), (state, self.states)
 
 
-def test_the_background_trains_as_the_foreground_does_and_prints_nothing(policy, task, whole, tmp_path, capfd):
+def test_the_background_trains_as_the_foreground_does_and_prints_nothing(fresh, sums, whole, tmp_path, capfd):
     told = Told()
-    run = run_in_background(Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "run"), told)
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run"), told)
     run.join()
     assert contents(tmp_path / "run") == contents(whole)
     assert told.states == [("running", i) for i in range(1, 7)] + [("finished", 6)]
     assert run.status == "finished after step 6 of 6" and not in_background and capfd.readouterr() == ("", "")
 
 
-def test_pause_step_go_stop_and_go_on(policy, task, whole, tmp_path):
+def test_pause_step_go_stop_and_go_on(fresh, sums, whole, tmp_path):
     told = Told()
-    trainer = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "run")
+    trainer = Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run")
     run = run_in_background(trainer, told)
     run.pause()
     told.wait("paused", 1)
@@ -166,18 +167,18 @@ def test_pause_step_go_stop_and_go_on(policy, task, whole, tmp_path):
     assert contents(tmp_path / "run") == contents(whole)
 
 
-def test_a_paused_run_stops(policy, task):
+def test_a_paused_run_stops(fresh, sums):
     told = Told()
-    run = run_in_background(Trainer(policy, task, HAPO, SMALL), told)
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL), told)
     run.step()
     told.wait("paused", 1)
     run.end()
     assert told.states[-1] == ("stopped", 1) and run.status == "stopped after step 1 of 6"
 
 
-def test_a_change_beside_it(policy, task):
+def test_a_change_beside_it(fresh, sums):
     told = Told()
-    run = run_in_background(Trainer(policy, task, HAPO, SMALL), told)
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL), told)
     run.pause()
     told.wait("paused", 1)
     run.trainer.change(threshold=NEVER)
@@ -186,34 +187,30 @@ def test_a_change_beside_it(policy, task):
     assert decisions(run.trainer.log)[1:] == [{False}] * 5
 
 
-def test_what_broke_the_worker_is_raised_at_join_and_said_in_one_line(policy, task):
-    def verify(problem, completion):
-        if len(run.trainer.log.steps) == 2:
-            raise ZeroDivisionError("the verifier\ndivides by zero")
-        return task.verify(problem, completion)
-    started = threading.Event()
-    broken = replace(task, verify=lambda p, c: started.wait() and verify(p, c) if running else task.verify(p, c))
-    running = []
-    trainer = Trainer(policy, broken, HAPO, SMALL)
-    running.append(1)
+def test_what_broke_the_worker_is_raised_at_join_and_said_in_one_line(fresh, sums):
+    trainer = Trainer(fresh, sums, HAPO, SMALL)
+
+    def breaks(*_):
+        if len(trainer.log.steps) == 2:
+            raise ZeroDivisionError("the engine\ndivides by zero")
+    trainer.engine.model.register_forward_hook(breaks)
     run = run_in_background(trainer)
-    started.set()
     with pytest.raises(ZeroDivisionError):
         run.join()
-    assert run.state == "failed" and run.status == "failed after step 2 of 6: the verifier divides by zero"
+    assert run.state == "failed" and run.status == "failed after step 2 of 6: the engine divides by zero"
 
 
-def test_a_display_that_fails_does_not_stop_the_training(policy, task):
+def test_a_display_that_fails_does_not_stop_the_training(fresh, sums):
     calls = []
-    run = run_in_background(Trainer(policy, task, HAPO, SMALL), lambda run: calls.append(run) or 1 / 0)
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL), lambda run: calls.append(run) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.join()
     assert run.state == "finished" and len(calls) == 1 and len(run.trainer.log.steps) == 6
 
 
-def test_an_interrupt_of_join_stops_after_the_step_and_saves(policy, task, tmp_path, capsys):
+def test_an_interrupt_of_join_stops_after_the_step_and_saves(fresh, sums, tmp_path, capsys):
     told = Told()
-    run = run_in_background(Trainer(policy, task, HAPO, replace(SMALL, steps=500, save_every=500), folder=tmp_path), told)
+    run = run_in_background(Trainer(fresh, sums, HAPO, replace(SMALL, steps=500, save_every=500), folder=tmp_path), told)
     told.wait("running", 2)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     run.join()
@@ -222,20 +219,20 @@ def test_an_interrupt_of_join_stops_after_the_step_and_saves(policy, task, tmp_p
     assert (tmp_path / "checkpoints" / f"step-{done:06d}").is_dir()
 
 
-def test_the_cell_run_again_takes_over_from_its_own_background(policy, task, whole, tmp_path):
+def test_the_cell_run_again_takes_over_from_its_own_background(fresh, sums, whole, tmp_path):
     told = Told()
-    run = run_in_background(Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "run"), told)
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run"), told)
     told.wait("running", 2)
     with pytest.raises(ValueError, match="trains in the background already"):
         run_in_background(run.trainer)
-    again = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "run", resume=True)
+    again = Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run", resume=True)
     assert run.state in ("stopped", "finished") and len(again.log.steps) == len(run.trainer.log.steps)
     list(again)
     assert contents(tmp_path / "run") == contents(whole)
 
 
-def test_drawing_while_it_trains(policy, task):
-    run = run_in_background(Trainer(policy, task, HAPO, replace(SMALL, steps=20)))
+def test_drawing_while_it_trains(fresh, sums):
+    run = run_in_background(Trainer(fresh, sums, HAPO, replace(SMALL, steps=10)))
     drawn = 0
     while run.state == "running":
         to_png(training_figure(run.trainer.log.snapshot()))

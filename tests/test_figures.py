@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +21,7 @@ import numpy as np
 import pytest
 
 from hapo_lab import dashboard as dashboards
-from hapo_lab.dashboard import Dashboard
+from hapo_lab.dashboard import Dashboard, watch
 from hapo_lab.drawing import projector, style, to_png
 from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
@@ -70,6 +73,11 @@ def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, pro
     return log
 
 
+def changed(log, after_step, **numbers) -> RunLog:
+    log.event("changed", after_step=after_step, gate={"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8} | numbers)
+    return log
+
+
 def titles(figure) -> list[str]:
     return [ax.get_title(loc="left") for ax in figure.axes]
 
@@ -91,7 +99,8 @@ def test_training_figure_of_every_method_and_length(method, steps, planned):
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
-@pytest.mark.parametrize("log", [a_log(HAPO, 1), a_log(), a_log(GRPO, 0), a_log(LUFFY), a_log(size=6), a_log(size=64)])
+@pytest.mark.parametrize("log", [a_log(HAPO, 1), a_log(), a_log(GRPO, 0), a_log(LUFFY), a_log(size=6), a_log(size=64),
+                                 changed(a_log(), 39, alpha=1.5, beta=2.5, threshold=0.75)])
 def test_nothing_leaves_the_picture_and_no_title_meets_its_neighbour(log, large):
     figures_of = [training_figure, lambda log: comparison_figure([log, a_log(GRPO), a_log(seed=1)])]
     for draw in figures_of:
@@ -165,6 +174,35 @@ def test_an_unknown_gate_shows_what_it_did():
     log.about["method"]["gate"] = "MyGate()"
     figure = training_figure(log)
     assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"] and "unseen" in texts(figure)
+
+
+def test_a_changed_gate_is_marked_on_every_time_axis():
+    figure = training_figure(changed(changed(a_log(steps=26), 9, threshold=0.5), 20, alpha=2.0, threshold=0.6))
+    _, length, _, posteriors, history, ladder = figure.axes
+    marks = {ax: [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] for ax in figure.axes}
+    assert marks == {ax: [] if ax in (posteriors, ladder) else [20.5, 9.5] for ax in figure.axes}
+    assert [text.get_text() for text in length.texts] == ["student", "α 2, γ 0.6", "γ 0.5"]
+    threshold, = [line for line in history.lines if line.get_linestyle() == "--"]
+    assert list(threshold.get_xdata()) == [0.5, 9.5, 9.5, 20.5, 20.5, 40.5]
+    assert list(threshold.get_ydata()) == [0.8, 0.8, 0.5, 0.5, 0.6, 0.6]
+
+
+def test_the_posteriors_show_the_gate_that_decided_and_the_ladder_the_one_to_come():
+    figure = training_figure(changed(a_log(steps=26, successes=(0, 7)), 26, threshold=0.3))
+    assert titles(figure)[3] == "1 of 2 groups below 0.8" and titles(figure)[5] == "Injects up to S = 1 of 8"
+    assert [line.get_xdata()[0] for line in figure.axes[3].lines if line.get_linestyle() == "--"] == [0.8]
+
+
+def test_changes_at_every_step_stay_readable():
+    log = a_log()
+    for step in range(1, 40):
+        changed(log, step, threshold=step / 40)
+    written = [text for text in training_figure(log).axes[1].texts if "γ" in text.get_text()]
+    figure = written[0].figure
+    to_png(figure)
+    boxes = [text.get_window_extent() for text in written]
+    assert written[0].get_text() == "γ 0.975" and 5 < len(written) < 20
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_a_gate_that_never_closes_and_odd_priors():
@@ -295,6 +333,38 @@ def test_one_line_on_a_terminal(monkeypatch, capsys):
             dashboard.update()
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.endswith("left\n") and out.count("\r") == 3
+
+
+def test_watching_a_run_that_another_process_writes(tmp_path, capsys):
+    full = a_log(steps=6, planned=6)
+    full.folder = tmp_path
+    full.create()
+    pickled = tmp_path / "steps"
+    pickled.write_bytes(pickle.dumps(full.steps))
+    code = f"""
+import pickle, time, pathlib
+from hapo_lab.records import RunLog
+log = RunLog.load({str(tmp_path)!r})
+for record in pickle.loads(pathlib.Path({str(pickled)!r}).read_bytes()):
+    log.add(record, [])
+    time.sleep(0.6)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+    watch(tmp_path)
+    assert writer.wait() == 0
+    out = capsys.readouterr().out.splitlines()
+    assert 4 <= len(out) <= 6 and out[-1].startswith("step 6 of 6")
+    with pytest.raises(ValueError, match="holds no run"):
+        watch(tmp_path / "nowhere")
+
+
+def test_watching_ends_when_interrupted(tmp_path, capsys):
+    log = a_log(steps=2)
+    log.folder = tmp_path
+    log.create()
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    watch(tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture
