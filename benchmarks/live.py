@@ -1,6 +1,6 @@
 """What the live picture costs, and whether memory grows, while `tiny` trains in a notebook's kernel.
 
-    python benchmarks/live.py [STEPS]      # default 2000
+    python benchmarks/live.py [STEPS]      # default 2000: a quarter of an hour
 
 Prints the share of the training time that redrawing takes, and the kernel's memory as the steps go by.
 """
@@ -15,14 +15,15 @@ from nbclient import NotebookClient
 
 CELL = """
 import tempfile, time
+from dataclasses import replace
 import psutil
 from hapo_lab.dashboard import Dashboard
 from hapo_lab.methods import HAPO
 from hapo_lab.models import load_policy
 from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.trainer import TINY, Trainer
 
-config = Config(steps={steps}, eval_every=0, save_every=50)
+config = replace(TINY, steps={steps}, eval_every=0, save_every=50)
 trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder=tempfile.mkdtemp())
 drawing, memory = 0.0, {{}}
 with Dashboard(trainer.log) as dashboard:

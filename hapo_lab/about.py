@@ -42,12 +42,12 @@ def rebuild(about: dict) -> tuple[Policy, Task, Method, Config]:
 
     ValueError if a part is not this kit's by name: an own task, gate, or shaping.
     """
-    config = Config(**about["config"])
     try:
-        method, task = method_from(about["method"]), load_task(about["task"], config.seed)
+        config, method = Config(**about["config"]), method_from(about["method"])
+        task = load_task(about["task"], config.seed)
         if _checksum(task) != about.get("problems_sha256", _checksum(task)):
             raise ValueError(f"task {task.name!r}, seed {config.seed}, has other problems here.")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
                          "Trainer(policy, task, method, config, folder=..., resume=True).") from None
     policy = load_policy(about["model"], quantize=about["quantized"], seed=config.seed, **about.get("lora", {}))

@@ -29,9 +29,10 @@ class Run:
         self._ordered = threading.Condition()
         self._tell = tell
         self._ended = threading.Event()
-        in_background[trainer] = self.end
+        self.thread = threading.Thread(target=self._work, name="hapo_lab training", daemon=True)
+        in_background[trainer] = self
         atexit.register(self.end)
-        threading.Thread(target=self._work, name="hapo_lab training", daemon=True).start()
+        self.thread.start()
 
     def pause(self) -> None:
         self._give("pause")

@@ -32,7 +32,7 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
     target, scratch = folder / f"step-{step:06d}", folder / f"writing-{step:06d}"
     memory = io.BytesIO()
     torch.save(optimizer.state_dict(), memory)
-    files = {"adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getvalue()}
+    files = {"adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
     state = {"step": step, "gate": gate_state, "sha256": {name: _sha256(content) for name, content in files.items()}}
     try:
         for left_over in folder.glob("writing-*"):

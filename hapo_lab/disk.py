@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -30,7 +31,7 @@ def replace(path: Path, content: bytes) -> None:
 def move(source: Path, target: Path) -> None:
     """Rename a file, or a folder to a name that is free, for good."""
     os.replace(source, target)
-    if os.name == "posix":  # elsewhere a folder can't be synced
+    with suppress(OSError):  # not every file system, and no Windows, can sync a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

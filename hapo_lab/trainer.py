@@ -9,10 +9,11 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hapo_lab import checkpoint
 from hapo_lab.about import describe, differences, rebuild
@@ -27,7 +28,11 @@ from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
 
+if TYPE_CHECKING:
+    from hapo_lab.background import Run
+
 __all__ = ["TINY", "Config", "Trainer", "TrainingError", "resume"]
+
 
 class TrainingError(RuntimeError):
     """The run can't go on; the last good state is kept."""
@@ -37,8 +42,8 @@ class Trainer:
     """Iterate over it to train: each item is one finished step.
 
     Ctrl-C, or the notebook's interrupt, lets the step finish, saves, and ends the iteration; iterate again to go on.
-    A trainer in the background (`run_in_background`) that has this policy or this folder is stopped, and has saved, before
-    a new one is made: the cell that trains can be run again at any time.
+    A cell that trains can be run again at any time: before a trainer is made or iterated, training in the background
+    (`run_in_background`) with the same policy or in the same folder is stopped, and has saved.
 
     Parameters
     ----------
@@ -59,7 +64,7 @@ class Trainer:
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
         self.log = RunLog(describe(policy, task, method, config), Path(folder) if folder else None)
-        self._end_others()
+        self._end_background()
         self._check_prompts()
         self._warn(method.gate)
         self.gate_state: dict = {}
@@ -76,6 +81,7 @@ class Trainer:
             self.save()
 
     def __iter__(self) -> Iterator[StepRecord]:
+        self._end_background()
         self._stop.clear()
         with _interrupt_asks(self._stop):
             while len(self.log.steps) < self.config.steps:
@@ -244,11 +250,13 @@ class Trainer:
         if isinstance(gate, BetaGate):
             gate.injects(0, self.config.group_size - self.method.teacher_seats)
 
-    def _end_others(self) -> None:
-        for other, end in list(in_background.items()):
+    def _end_background(self) -> None:
+        """Two threads would spoil a policy, or a folder, that they share."""
+        for other, run in list(in_background.items()):
             folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
-            if other.policy.model is self.policy.model or folders[0] and folders[0] == folders[1]:
-                end()
+            shared = other.policy.model is self.policy.model or folders[0] and folders[0] == folders[1]
+            if shared and run.thread is not threading.current_thread():
+                run.end()
 
     def _resume(self) -> None:
         log, here = RunLog.load(self.log.folder), self.log.about
@@ -277,8 +285,8 @@ class Trainer:
         self.learner.torn = False
 
 
-in_background: dict[Trainer, Callable[[], None]] = {}
-"""Trainers whose steps are taken in another thread, and what stops each and waits until it has saved."""
+in_background: dict[Trainer, Run] = {}
+"""Trainers whose steps are taken in another thread, with what drives them there (`background.Run`)."""
 
 
 def resume(folder: str | Path) -> Trainer:

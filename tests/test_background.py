@@ -8,8 +8,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import as_new
+from jupyter_client.manager import KernelManager
 from test_durable import SMALL, contents
 
 from hapo_lab.background import run_in_background
@@ -231,6 +233,22 @@ def test_the_cell_run_again_takes_over_from_its_own_background(fresh, sums, whol
     assert contents(tmp_path / "run") == contents(whole)
 
 
+def test_iterating_in_the_foreground_takes_over_too(fresh, sums, whole, tmp_path):
+    trainer = Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run")
+    run = run_in_background(trainer)
+    list(trainer)
+    assert run.state in ("stopped", "finished") and not in_background and contents(tmp_path / "run") == contents(whole)
+
+
+def test_another_run_of_the_same_policy_takes_over(fresh, sums, tmp_path):
+    told = Told()
+    run = run_in_background(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "one"), told)
+    run.step()
+    told.wait("paused", 1)
+    list(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "two"))
+    assert told.states[-1] == ("stopped", 1) and len(RunLog.load(tmp_path / "one").steps) == 1
+
+
 def test_drawing_while_it_trains(fresh, sums):
     run = run_in_background(Trainer(fresh, sums, HAPO, replace(SMALL, steps=10)))
     drawn = 0
@@ -261,3 +279,38 @@ begun.wait()
     log = RunLog.load(tmp_path)
     assert log.events == [{"after_step": len(log.steps), "kind": "stopped"}]
     assert (tmp_path / "checkpoints" / f"step-{len(log.steps):06d}").is_dir()
+
+
+def test_a_kernel_that_restarts_leaves_nothing_behind_and_the_run_goes_on(tmp_path):
+    cell = f"""
+from hapo_lab.background import run_in_background
+from hapo_lab.methods import HAPO
+from hapo_lab.models import load_policy
+from hapo_lab.tasks import load_task
+from hapo_lab.trainer import Config, Trainer
+import threading
+begun = threading.Event()
+config = Config(steps=500, prompts=1, save_every=500, eval_every=0)
+trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder={str(tmp_path)!r}, resume=True)
+run = run_in_background(trainer, lambda run: begun.set())
+assert begun.wait(60)
+"""
+    kernel = KernelManager()
+    kernel.start_kernel(cwd=ROOT)
+    client = kernel.client()
+    client.start_channels()
+    ends = []
+    try:
+        for _ in range(2):
+            client.wait_for_ready(60)
+            assert client.execute_interactive(cell, timeout=120)["content"]["status"] == "ok"
+            before = kernel.provisioner.pid
+            kernel.restart_kernel()
+            assert not psutil.pid_exists(before)
+            ends.append(len(RunLog.load(tmp_path).steps))
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    assert 0 < ends[0] < ends[1] < 500
+    assert [(e["after_step"], e["kind"]) for e in RunLog.load(tmp_path).events] == [
+        (ends[0], "stopped"), (ends[0], "resumed"), (ends[1], "stopped")]
