@@ -34,7 +34,7 @@ class Learner:
     def update(self, groups: list[Group], rate: float) -> dict:
         """The optimizer's steps on one batch; returns what a `StepRecord` says of them.
 
-        NotFinite, and no optimizer step, where the loss or its gradient is not finite.
+        NotFinite where the loss or its gradient is not finite: then this optimizer step is not taken.
         """
         batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
         packs = batch.packs(self.config.token_budget)

@@ -90,7 +90,8 @@ class Trainer:
                 yield self._whole_step(len(self.log.steps) + 1)
                 if self._stop.is_set() and len(self.log.steps) < self.config.steps:
                     self.save()
-                    self.log.event("stopped")
+                    with _writing(self.log.folder):
+                        self.log.event("stopped")
                     return
 
     def stop(self) -> None:
@@ -199,7 +200,8 @@ class Trainer:
             return self.learner.update(groups, rate)
         except NotFinite as cause:
             self.log.event("refused", step=step, cause=str(cause))
-            raise TrainingError(f"step {step} is refused, because {cause}. The policy is as step {step - 1} left it. "
+            left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
+            raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
 
     def _record(self, step, sampled, groups, rate, update, kl, heldout, seconds, without_demonstration) -> StepRecord:

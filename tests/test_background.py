@@ -162,7 +162,7 @@ def test_pause_step_go_stop_and_go_on(fresh, sums, whole, tmp_path):
     run.join()
     done = len(trainer.log.steps)
     assert run.state == "stopped" and 3 <= done < 6 and run.status == f"stopped after step {done} of 6, saved"
-    assert trainer.log.events[-1] == {"after_step": done, "kind": "stopped"}
+    assert [(e["after_step"], e["kind"]) for e in trainer.log.events] == [(1, "paused"), (2, "paused"), (done, "stopped")]
     assert (tmp_path / "run" / "checkpoints" / f"step-{done:06d}").is_dir()
     again = run_in_background(trainer)
     again.join()
