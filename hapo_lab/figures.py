@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -316,12 +315,13 @@ def _changes(ax: Axes, log: RunLog, named: bool) -> None:
     width, height = (72 * side for side in inches(ax))
     left, right = ax.get_xlim()
     free = right
-    for (_, before), (step, gate) in reversed(list(itertools.pairwise(_gates(log)))):
+    for (_, before), (step, gate) in reversed(list(itertools.pairwise(log.gates().items()))):
+        if step > log.planned:
+            continue
         ax.axvline(step - 0.5, color=style.threshold, ls=":", lw=1)
         if named and (free - step) / (right - left) * width > 1.3 * style.size:
             free = step
-            new = ", ".join(f"{_SHORT[name]} {value:g}" for name, value in asdict(gate).items()
-                            if value != getattr(before, name))
+            new = ", ".join(f"{_SHORT.get(name, name)} {value:g}" for name, value in gate.items() if value != before[name])
             write(ax, step - 0.5, 0.03, new, style.threshold, size=min(style.size, 0.7 * height / (0.58 * len(new))),
                   rotation=90, va="bottom", ha="left", transform=ax.get_xaxis_transform())
 

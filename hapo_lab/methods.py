@@ -11,7 +11,17 @@ from math import inf
 
 import torch
 
-from hapo_lab.gate import BetaGate, Gate, NeverGate
+from hapo_lab.gate import (
+    AlwaysGate,
+    BetaGate,
+    Gate,
+    HardGate,
+    NeverGate,
+    RunningGate,
+    StepAnnealedGate,
+    SuccessAnnealedGate,
+    ThompsonGate,
+)
 from hapo_lab.loss import Shaping, group_advantages, log_probability, probability, ratio, sqrt
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
@@ -71,7 +81,9 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-PARTS = {part.__name__: part for part in (BetaGate, NeverGate, ratio, probability, sqrt, log_probability)}
+PARTS = {part.__name__: part for part in (
+    BetaGate, NeverGate, AlwaysGate, HardGate, ThompsonGate, StepAnnealedGate, SuccessAnnealedGate, RunningGate,
+    ratio, probability, sqrt, log_probability)}
 """What a run.json can name: gates and shapings."""
 
 

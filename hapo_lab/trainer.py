@@ -121,8 +121,9 @@ class Trainer:
             gate = replace(before, **numbers)
             if gate != before:
                 self._warn(gate)
+                described = replace(self.method, gate=gate).described()["gate"]
                 with _writing(self.log.folder):
-                    self.log.event("changed", after_step=self._next - 1, gate=replace(self.method, gate=gate).described()["gate"])
+                    self.log.event("changed", after_step=self._next - 1, gate=described)
         return gate
 
     def save(self) -> None:

@@ -270,7 +270,8 @@ from hapo_lab.trainer import Config, Trainer
 import threading
 begun = threading.Event()
 config = Config(steps=500, prompts=2, group_size=4, save_every=500, eval_every=0)
-run = run_in_background(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder=sys.argv[1]), lambda run: begun.set())
+trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder=sys.argv[1])
+run = run_in_background(trainer, lambda run: begun.set())
 begun.wait()
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)

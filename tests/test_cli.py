@@ -61,12 +61,12 @@ def test_wrong_input_gets_one_sentence_and_no_run(tmp_path, arguments, sentence)
 
 def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(SystemExit, match="holds a run already: go on with it .python -m hapo_lab resume .*, or choose another folder"):
+    with pytest.raises(SystemExit, match="holds a run already: go on with it .python -m hapo_lab resume .*, or choose another"):
         main(["train", str(tmp_path)])
 
 
 def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys):
-    tiny = ["--model", "tiny", "--task", "sums", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1", *SMALL]
+    tiny = [*SMALL, "--model", "tiny", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1"]
     for run in ("whole", "broken"):
         main(["train", str(tmp_path / run), *tiny])
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-000002")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hapo_lab.gate import AlwaysGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import ratio
 from hapo_lab.methods import GRPO, HAPO, METHODS, method_from
 from hapo_lab.models import load_policy
@@ -216,7 +217,8 @@ def limited_file_size(folder: Path):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], capture_output=True, check=False).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -254,7 +256,8 @@ def test_another_run_is_refused_with_what_differs(fresh, sums, tmp_path):
     broken_off(fresh, sums, tmp_path, steps=1)
     before = (tmp_path / "run.json").read_text()
     for method, config, words in (
-            (HAPO, replace(SMALL, seed=5, prompts=3), "config.prompts is 2 there and 3 here; config.seed is 0 there and 5 here"),
+            (HAPO, replace(SMALL, seed=5, prompts=3),
+             "config.prompts is 2 there and 3 here; config.seed is 0 there and 5 here"),
             (replace(HAPO, shaping=ratio(0.2)), SMALL, "method.shaping.lam is 0.1 there and 0.2 here"),
             (replace(GRPO, name="HAPO"), SMALL, "method.gate.kind is 'BetaGate' there and 'NeverGate' here")):
         with pytest.raises(ValueError) as refused:
@@ -267,9 +270,12 @@ def test_another_run_is_refused_with_what_differs(fresh, sums, tmp_path):
     assert (tmp_path / "run.json").read_text() == before and len(RunLog.load(tmp_path).steps) == 1
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_rebuilt_from_its_description(name):
-    method = METHODS[name]
+GATES = (AlwaysGate(), HardGate(), ThompsonGate(beta=2), StepAnnealedGate(steps=9), SuccessAnnealedGate(end=.1),
+         RunningGate(discount=.9))
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), *(replace(HAPO, gate=gate) for gate in GATES)])
+def test_a_method_is_rebuilt_from_its_description(method):
     assert method_from(json.loads(json.dumps(method.described()))) == method
 
 

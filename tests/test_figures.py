@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +18,7 @@ import numpy as np
 import pytest
 
 from hapo_lab import dashboard as dashboards
-from hapo_lab.dashboard import Dashboard, watch
+from hapo_lab.dashboard import Dashboard
 from hapo_lab.drawing import projector, style, to_png
 from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
@@ -333,38 +330,6 @@ def test_one_line_on_a_terminal(monkeypatch, capsys):
             dashboard.update()
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.endswith("left\n") and out.count("\r") == 3
-
-
-def test_watching_a_run_that_another_process_writes(tmp_path, capsys):
-    full = a_log(steps=6, planned=6)
-    full.folder = tmp_path
-    full.create()
-    pickled = tmp_path / "steps"
-    pickled.write_bytes(pickle.dumps(full.steps))
-    code = f"""
-import pickle, time, pathlib
-from hapo_lab.records import RunLog
-log = RunLog.load({str(tmp_path)!r})
-for record in pickle.loads(pathlib.Path({str(pickled)!r}).read_bytes()):
-    log.add(record, [])
-    time.sleep(0.6)
-"""
-    writer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
-    watch(tmp_path)
-    assert writer.wait() == 0
-    out = capsys.readouterr().out.splitlines()
-    assert 4 <= len(out) <= 6 and out[-1].startswith("step 6 of 6")
-    with pytest.raises(ValueError, match="holds no run"):
-        watch(tmp_path / "nowhere")
-
-
-def test_watching_ends_when_interrupted(tmp_path, capsys):
-    log = a_log(steps=2)
-    log.folder = tmp_path
-    log.create()
-    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
-    watch(tmp_path)
-    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

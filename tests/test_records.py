@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 
+from hapo_lab.dashboard import watch
 from hapo_lab.methods import HAPO, teach
 from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
 from hapo_lab.ssi import Rollout
@@ -206,6 +211,30 @@ def test_following_ends_when_asked(log):
     next(follow)
     threading.Timer(0.1, stop.set).start()
     assert list(follow) == []
+
+
+def test_the_dashboard_watches_a_run_that_another_process_writes(log, capsys):
+    code = """
+import sys, time
+from test_records import RunLog, record
+log = RunLog.load(sys.argv[1])
+for step in (4, 5):
+    time.sleep(0.6)
+    log.add(record(step), [])
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code, str(log.folder)],
+                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    watch(log.folder)
+    assert writer.wait() == 0
+    assert [line[:11] for line in capsys.readouterr().out.splitlines()] == ["step 3 of 5", "step 4 of 5", "step 5 of 5"]
+    with pytest.raises(ValueError, match="nowhere holds no run"):
+        watch(log.folder / "nowhere")
+
+
+def test_watching_ends_when_interrupted(log, capsys):
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    watch(log.folder)
+    assert capsys.readouterr().out.startswith("step 3 of 5")
 
 
 @pytest.mark.parametrize("line", ["{}", "3", '{"step": 4}'])
