@@ -28,7 +28,10 @@ def hapo_lab(*arguments: object) -> None:
 def main(folder: Path) -> None:
     for name, (method, seed, *other) in RUNS.items():
         if not (folder / name / "evaluation.json").exists():
-            hapo_lab("train", folder / name, "--method", method, "--seed", seed, *other, "--resume")
+            if (folder / name / "run.json").exists():
+                hapo_lab("resume", folder / name)
+            else:
+                hapo_lab("train", folder / name, "--method", method, "--seed", seed, *other)
             hapo_lab("evaluate", folder / name)
     for name in RUNS:
         print(f"\n{name}\n{summary(folder / name)}")

@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | evaluate | report | demo"""
+"""python -m hapo_lab train | resume | evaluate | report | demo"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, progress_line
 from hapo_lab.rollouts import TransformersEngine
 from hapo_lab.tasks import TASKS, load_task
-from hapo_lab.trainer import TINY, Config, Trainer, TrainingError
+from hapo_lab.trainer import TINY, Config, Trainer, TrainingError, resume
 
 USUAL = {"tiny": ("sums", TINY)}
 """A model's own task and config, where these are not the main job's."""
@@ -37,15 +37,23 @@ def train(args: argparse.Namespace) -> None:
         if not isinstance(method.gate, BetaGate):
             raise ValueError(f"method {args.method!r} has no Beta gate: leave out --{', --'.join(prior)}.")
         method = replace(method, gate=replace(method.gate, **prior))
-    if not args.resume and (args.folder / "run.json").exists():  # before minutes of loading
-        raise ValueError(f"{args.folder} holds a run already: continue it with --resume, or choose another folder.")
+    if (args.folder / "run.json").exists():  # before minutes of loading
+        raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
+                         "or choose another folder.")
     task = load_task(args.task or usual_task, config.seed)
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
-    trainer = Trainer(policy, task, method, config, folder=args.folder, resume=args.resume)
+    _train(Trainer(policy, task, method, config, folder=args.folder))
+
+
+def resume_run(args: argparse.Namespace) -> None:
+    _train(resume(args.run))
+
+
+def _train(trainer: Trainer) -> None:
     for _ in trainer:
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
-    report_run(trainer.log, args.folder)
+    report_run(trainer.log, trainer.log.folder)
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
@@ -135,19 +143,15 @@ def _phases(log: RunLog) -> str:
 
 @contextmanager
 def _watched(run: Path):
-    """Print a line for each new step of a run that another process writes."""
+    """Print a line whenever there is a new step of a run that another process writes, or is about to begin."""
     done = threading.Event()
 
     def watch():
-        shown = 0
-        while not done.wait(0.5):
-            try:
-                log = RunLog.load(run)
-            except ValueError:  # not there yet, or a line half written: look again
-                continue
-            if len(log.steps) != shown:
-                shown = len(log.steps)
-                print(progress_line(log), flush=True)
+        while not (run / "run.json").exists():
+            if done.wait(0.5):
+                return
+        for log in RunLog.load(run).follow(stop=done):
+            print(progress_line(log), flush=True)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -184,7 +188,6 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a policy; writes a run folder")
     p.set_defaults(run_command=train)
     p.add_argument("folder", type=Path, help="the run's folder")
-    p.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     p.add_argument("--model", default="smollm2-135m",
                    help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
     p.add_argument("--task", help=f"{', '.join(TASKS)}; default: sums for tiny, else json_record")
@@ -197,6 +200,10 @@ def parser() -> argparse.ArgumentParser:
         other = "".join(f"; {model}: {getattr(config, f.name)}" for model, (_, config) in USUAL.items()
                         if getattr(config, f.name) != f.default)
         p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), help=f"default: {f.default}{other}")
+
+    p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")
+    p.set_defaults(run_command=resume_run)
+    p.add_argument("run", type=Path)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)

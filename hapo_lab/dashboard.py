@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from hapo_lab.drawing import to_png
 from hapo_lab.figures import training_figure
@@ -70,8 +71,9 @@ class Dashboard:
         if done == self._drawn or start < self._next and not last and done < self.log.planned:
             return
         self._next = start + SHORTEST_INTERVAL  # should this attempt fail
-        line, first = progress_line(self.log), self._handle is None
-        data = {"image/png": base64.b64encode(to_png(training_figure(self.log))).decode(), "text/plain": line}
+        log = self.log.snapshot()  # a trainer in another thread goes on while this one is drawn
+        done, line, first = len(log.steps), progress_line(log), self._handle is None
+        data = {"image/png": base64.b64encode(to_png(training_figure(log))).decode(), "text/plain": line}
         options = {"raw": True, "metadata": {"image/png": {"alt": line}}}
         if first:
             self._handle = display(data, display_id=True, **options)
@@ -102,6 +104,14 @@ class Dashboard:
                 with suppress(Exception):
                     print(f"the dashboard can't show the run ({type(error).__name__}: {error}); training goes on.",
                           file=sys.stderr)
+
+
+def watch(folder: str | Path) -> None:
+    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there."""
+    log = RunLog.load(folder)
+    with Dashboard(log) as dashboard, suppress(KeyboardInterrupt):
+        for _ in log.follow():
+            dashboard.update()
 
 
 def _in_notebook() -> bool:

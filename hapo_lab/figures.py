@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -41,6 +42,8 @@ def training_figure(log: RunLog) -> Figure:
     panels = grid(figure, 2, 3)
     for panel, draw in zip(panels, (_success, _length, _teacher, _posteriors, _history, _ladder), strict=True):
         draw(panel, log)
+        if draw in (_success, _length, _teacher, _history):
+            _changes(panel, log, named=draw is _length)
     headline(figure, f"{log.name}   {progress_line(log)}")
     return figure
 
@@ -87,7 +90,7 @@ def _teacher(ax: Axes, log: RunLog) -> None:
 
 def _posteriors(ax: Axes, log: RunLog) -> None:
     """The densities of the last step's groups; equal ones are drawn once."""
-    gate = _gate(log)
+    gate = _gate(log, max(len(log.steps), 1))
     frame(ax, "success probability", "density")
     ax.set(xlim=(0, 1), ylim=(0, 4), yticks=[])
     if gate:
@@ -112,12 +115,13 @@ def _posteriors(ax: Axes, log: RunLog) -> None:
 
 def _history(ax: Axes, log: RunLog) -> None:
     """A dot for the posterior means of each step, larger where groups agree."""
-    gate = _gate(log)
     step_axis(ax, log.planned, "posterior mean", top=1.04)
     labels = []
-    if gate:
-        labels = [(log.planned, gate.threshold, "threshold", style.threshold)]
-        ax.plot([0.5, log.planned + 0.5], [gate.threshold] * 2, color=style.threshold, ls="--", lw=1.5)
+    if gates := _gates(log):
+        labels = [(log.planned, gates[-1][1].threshold, "threshold", style.threshold)]
+        ends = [first for first, _ in gates[1:]] + [log.planned + 1]
+        ax.plot([x - 0.5 for (first, _), end in zip(gates, ends, strict=True) for x in (first, end)],
+                [gate.threshold for _, gate in gates for _ in range(2)], color=style.threshold, ls="--", lw=1.5)
     dots = Counter((r.step, round(a / (a + b), 6), state) for r in log.steps
                    for (a, b), state in zip(r.posterior, _states(r), strict=True))
     if dots:
@@ -290,11 +294,36 @@ def _tested(*logs: RunLog) -> list[StepRecord]:
     return [r for log in logs for r in log.steps if r.heldout is not None]
 
 
-def _gate(log: RunLog) -> BetaGate | None:
-    gate = log.about["method"]["gate"]
+def _gate(log: RunLog, step: int | None = None) -> BetaGate | None:
+    """The Beta gate in force at a step (None: the next one); None if it is another kind of gate."""
+    gate = log.gate(step)
     if not isinstance(gate, dict) or gate.get("kind") != "BetaGate":
         return None
     return BetaGate(gate["alpha"], gate["beta"], gate["threshold"])
+
+
+def _gates(log: RunLog) -> list[tuple[int, BetaGate]]:
+    """Each Beta gate of the run, with the first step that it acts on."""
+    return [(step, gate) for step in log.gates() if step <= log.planned and (gate := _gate(log, step))]
+
+
+_SHORT = {"alpha": "α", "beta": "β", "threshold": "γ"}
+
+
+def _changes(ax: Axes, log: RunLog, named: bool) -> None:
+    """A dotted line where the gate was changed; `named`: with its new numbers, where there is room between two lines."""
+    width, height = (72 * side for side in inches(ax))
+    left, right = ax.get_xlim()
+    free = right
+    for (_, before), (step, gate) in reversed(list(itertools.pairwise(log.gates().items()))):
+        if step > log.planned:
+            continue
+        ax.axvline(step - 0.5, color=style.threshold, ls=":", lw=1)
+        if named and (free - step) / (right - left) * width > 1.3 * style.size:
+            free = step
+            new = ", ".join(f"{_SHORT.get(name, name)} {value:g}" for name, value in gate.items() if value != before[name])
+            write(ax, step - 0.5, 0.03, new, style.threshold, size=min(style.size, 0.7 * height / (0.58 * len(new))),
+                  rotation=90, va="bottom", ha="left", transform=ax.get_xaxis_transform())
 
 
 def _rungs(log: RunLog, trials: int) -> list[str]:

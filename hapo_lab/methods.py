@@ -6,13 +6,23 @@ Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from math import inf
 
 import torch
 
-from hapo_lab.gate import BetaGate, Gate, NeverGate
-from hapo_lab.loss import Shaping, group_advantages, log_probability, ratio
+from hapo_lab.gate import (
+    AlwaysGate,
+    BetaGate,
+    Gate,
+    HardGate,
+    NeverGate,
+    RunningGate,
+    StepAnnealedGate,
+    SuccessAnnealedGate,
+    ThompsonGate,
+)
+from hapo_lab.loss import Shaping, group_advantages, log_probability, probability, ratio, sqrt
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
 
@@ -45,6 +55,10 @@ class Method:
         """(N,) rewards of a group -> (N,) advantages."""
         return teacher_mask.to(rewards.dtype) if self.imitation else group_advantages(rewards, self.scale)
 
+    def described(self) -> dict:
+        """As JSON, for a run's run.json; `method_from` reads it."""
+        return {field: _described(part) for field, part in vars(self).items()}
+
 
 HAPO = Method("HAPO", gate=BetaGate())
 """Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours]."""
@@ -65,6 +79,32 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+PARTS = {part.__name__: part for part in (
+    BetaGate, NeverGate, AlwaysGate, HardGate, ThompsonGate, StepAnnealedGate, SuccessAnnealedGate, RunningGate,
+    ratio, probability, sqrt, log_probability)}
+"""What a run.json can name: gates and shapings."""
+
+
+def method_from(described: dict) -> Method:
+    """The method that `Method.described` described; ValueError if it has a part that isn't this kit's."""
+    return Method(**{field: _part(part) if isinstance(part, dict) else inf if part == "inf" else part
+                     for field, part in described.items()})
+
+
+def _part(described: dict) -> Gate | Shaping:
+    kind, numbers = described["kind"], {name: value for name, value in described.items() if name != "kind"}
+    if kind not in PARTS:
+        raise ValueError(f"method: {kind!r} is none of this kit's gates and shapings ({', '.join(PARTS)}).")
+    return PARTS[kind](**numbers) if isinstance(PARTS[kind], type) else PARTS[kind]
+
+
+def _described(part) -> str | int | float | dict:
+    """Numbers and words as they are, anything else by its name and numbers."""
+    if isinstance(part, int | float | str):
+        return "inf" if part == inf else part
+    return {"kind": getattr(part, "__name__", type(part).__name__), **(asdict(part) if is_dataclass(part) else {})}
 
 
 def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:

@@ -1,7 +1,8 @@
 """What a training step leaves behind, and the run log that holds it: in memory, and as files that anyone can read.
 
 A run's folder: `run.json` (what was asked for, and the versions), `steps.jsonl` (a `StepRecord` a line), `events.jsonl`,
-`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`.
+`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`. A line counts
+once its end is there: what a kill tore off is passed over, and cut when the run goes on.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
+from hapo_lab import disk
 from hapo_lab.gate import BetaPosterior
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import DATA, Problem
@@ -123,6 +126,9 @@ class RunLog:
         self.events: list[dict] = []
         self.groups: list[Group] = []
         """Of the last step."""
+        self.lock = threading.RLock()
+        """Held while events change: they come from the trainer and from controls, each in its own thread."""
+        self._read = 0  # bytes of steps.jsonl that `steps` holds
 
     @property
     def name(self) -> str:
@@ -133,36 +139,68 @@ class RunLog:
         """Steps that the run is to take."""
         return self.about["config"]["steps"]
 
-    def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
-        self.steps.append(record)
-        self.groups = list(groups)
-        if self.folder:
-            self._append("completions.jsonl", [_group_row(record.step, group) for group in self.groups])
-            self._append("steps.jsonl", [asdict(record)])  # last: what has no step here never happened
+    def gate(self, step: int | None = None) -> dict:
+        """The gate in force at a step (None: the next one), as `about` describes it.
 
-    def event(self, kind: str, **details) -> None:
-        """Something that happened between two steps: a stop, a resume, a refused step."""
-        row = {"after_step": len(self.steps), "kind": kind, **details}
-        self.events.append(row)
+        Its numbers can change between two steps. An event that changes them holds the gate as it is then, and of those
+        before the step the last one counts.
+        """
+        step = len(self.steps) + 1 if step is None else step
+        changes = [event["gate"] for event in self.events if "gate" in event and event["after_step"] < step]
+        return changes[-1] if changes else self.about["method"]["gate"]
+
+    def given_gate(self) -> dict:
+        """The gate that a trainer was last made with; what controls changed while it trained is left out."""
+        given = [event["gate"] for event in self.events if "gate" in event and event["kind"] == "resumed"]
+        return given[-1] if given else self.about["method"]["gate"]
+
+    def gates(self) -> dict[int, dict]:
+        """Every gate of the run, by the first step that it acts on: {1: as asked for, 14: as changed after step 13}."""
+        found = {1: self.gate(1)}
+        for step in sorted({event["after_step"] + 1 for event in self.events if "gate" in event}):
+            if self.gate(step) != list(found.values())[-1]:
+                found[step] = self.gate(step)
+        return found
+
+    def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
+        groups = list(groups)
         if self.folder:
-            self._append("events.jsonl", [row])
+            self._append("completions.jsonl", [_group_row(record.step, group) for group in groups])
+            self._read += self._append("steps.jsonl", [asdict(record)])  # last: what has no step here never happened
+        self.steps.append(record)
+        self.groups = groups
+
+    def event(self, kind: str, *, after_step: int | None = None, **details) -> None:
+        """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers."""
+        with self.lock:
+            row = {"after_step": len(self.steps) if after_step is None else after_step, "kind": kind, **details}
+            if self.folder:
+                self._append("events.jsonl", [row])
+                disk.sync(self.folder / "events.jsonl")
+            self.events.append(row)
+
+    def sync(self) -> None:
+        """All steps are on the disk when this returns: before a checkpoint says that they are."""
+        for name in ("completions.jsonl", "steps.jsonl"):
+            disk.sync(self.folder / name)
 
     def rewind(self, steps: int) -> None:
-        """Drop what came after that many steps: a run resumes from its last checkpoint."""
-        self.steps, self.events = self.steps[:steps], [e for e in self.events if e["after_step"] <= steps]
-        self.groups = []
-        if self.folder:
-            _write_rows(self.folder / "steps.jsonl", [asdict(s) for s in self.steps])
-            _write_rows(self.folder / "events.jsonl", self.events)
-            kept = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] <= steps]
-            _write_rows(self.folder / "completions.jsonl", kept)
+        """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
+        act again when their step comes."""
+        with self.lock:
+            self.steps, self.groups = self.steps[:steps], []
+            self.events = [event for event in self.events if event["after_step"] <= steps or "gate" in event]
+            if self.folder:
+                self._read = _cut(self.folder / "steps.jsonl", steps)
+                _cut(self.folder / "completions.jsonl", steps)
+                disk.replace(self.folder / "events.jsonl", disk.lines(self.events))
 
     def create(self) -> None:
         """Make the folder; ValueError if a run is there already."""
         if (self.folder / "run.json").exists():
             raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+        disk.replace(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> RunLog:
@@ -174,21 +212,60 @@ class RunLog:
             log = cls(json.loads((folder / "run.json").read_text(encoding="utf-8")), folder)
         except json.JSONDecodeError as error:
             raise ValueError(f"{folder / 'run.json'} is not JSON ({error.msg}): the run can't be read.") from None
-        for number, row in enumerate(_read_rows(folder / "steps.jsonl"), 1):
-            try:
-                log.steps.append(_step_from(row))
-            except (TypeError, AttributeError):
-                raise ValueError(f"{folder / 'steps.jsonl'}, line {number}: not the record of a step; "
-                                 "remove that line.") from None
-        log.events = _read_rows(folder / "events.jsonl")
+        log.refresh()
         return log
+
+    def refresh(self) -> bool:
+        """Read what another process has written since; only new steps are read. True if anything is new."""
+        known = len(self.steps), self.events
+        try:
+            self._read_steps()
+        except ValueError:
+            if not self._read:
+                raise
+            self.steps, self._read = [], 0  # the other process has gone back to a checkpoint
+            self._read_steps()
+        self.events = [row for _, row in disk.rows(self.folder / "events.jsonl")]
+        return (len(self.steps), self.events) != known
+
+    def follow(self, every: float = 0.5, stop: threading.Event | None = None) -> Iterator[RunLog]:
+        """Watch a run that another process writes: yields this log, now and whenever something is new in it.
+
+        Ends when the run is complete, or when `stop` is set; looks every so many seconds.
+        """
+        stop = stop or threading.Event()
+        yield self
+        while len(self.steps) < self.planned and not stop.wait(every):
+            if self.refresh():
+                yield self
+
+    def snapshot(self) -> RunLog:
+        """The log as it is now: to be drawn while a trainer in another thread goes on."""
+        copy = RunLog(self.about, self.folder)
+        copy.steps, copy.events, copy.groups = self.steps.copy(), self.events.copy(), self.groups
+        return copy
+
+    def _read_steps(self) -> None:
+        path = self.folder / "steps.jsonl"
+        if self._read > (path.stat().st_size if path.exists() else 0):
+            raise ValueError(f"{path} has become shorter.")
+        for end, row in disk.rows(path, self._read):
+            number = len(self.steps) + 1
+            try:
+                record = _step_from(row)
+            except (TypeError, AttributeError):
+                record = None
+            if record is None or record.step != number:
+                raise ValueError(f"{path}, line {number}: not the record of step {number}; remove that line and all after it.")
+            self.steps.append(record)
+            self._read = end
 
     def groups_of(self, step: int) -> list[Group]:
         """The groups of one step, read back from the folder (their completions' tokens are not stored: `ids` is empty)."""
         if not self.folder:
             raise ValueError("this run is kept in memory only, and its groups are gone: give the trainer a folder.")
         record = self.steps[step - 1]
-        rows = [row for row in _read_rows(self.folder / "completions.jsonl") if row["step"] == step]
+        rows = [row for _, row in disk.rows(self.folder / "completions.jsonl") if row["step"] == step]
         return [_group_from(row, posterior, decision)
                 for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
 
@@ -209,9 +286,11 @@ class RunLog:
             writer.writeheader()
             writer.writerows(rows)
 
-    def _append(self, name: str, rows: list[dict]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    def _append(self, name: str, rows: list[dict]) -> int:
+        """Returns the bytes written."""
+        content = disk.lines(rows)
+        disk.append(self.folder / name, content)
+        return len(content)
 
 
 def _group_row(step: int, group: Group) -> dict:
@@ -240,21 +319,15 @@ def _step_from(row: dict) -> StepRecord:
     return StepRecord(**row)
 
 
-def _read_rows(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove that line, "
-                             "or the file's torn end.") from None
-    return rows
-
-
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _cut(path: Path, steps: int) -> int:
+    """Cut a log file behind the rows of that many steps, a torn last line included; returns the bytes kept."""
+    size = 0
+    for end, row in disk.rows(path):
+        if row["step"] > steps:
+            break
+        size = end
+    disk.cut(path, size)
+    return size
 
 
 def progress_line(log: RunLog) -> str:

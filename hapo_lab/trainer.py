@@ -5,25 +5,22 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-import hapo_lab
 from hapo_lab import checkpoint
-from hapo_lab.batch import Batch
+from hapo_lab.about import describe, differences, rebuild
+from hapo_lab.config import TINY, Config, learning_rate
 from hapo_lab.evaluate import evaluate, grade, prompt_ids
-from hapo_lab.logprobs import completion_logprobs
-from hapo_lab.loss import hapo_loss
+from hapo_lab.gate import BetaGate, Gate
+from hapo_lab.learner import Learner, NotFinite
 from hapo_lab.methods import Method, teach
 from hapo_lab.models import Policy
 from hapo_lab.records import RunLog, StepRecord
@@ -31,60 +28,10 @@ from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
 
+if TYPE_CHECKING:
+    from hapo_lab.background import Run
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a run. The defaults are the main job's: SmolLM2-135M on two CPU cores."""
-
-    steps: int = 30
-    prompts: int = 4
-    """Problems a step."""
-    group_size: int = 8
-    """N: rollouts a problem, a reserved teacher's seat included."""
-    learning_rate: float = 4e-4
-    """At its highest. A LoRA adapter that trains for tens of steps wants a few 1e-4; that of `tiny`, 2e-3."""
-    warmup: int = 4
-    """Steps in which the learning rate rises from 0; afterwards it falls on a line to `final_rate`."""
-    final_rate: float = 0.1
-    """The last step's learning rate, as a share of the highest."""
-    inner_epochs: int = 1
-    """Optimizer steps on one batch of rollouts."""
-    max_grad_norm: float = 1.0
-    temperature: float = 1.0
-    token_budget: int = 1024
-    """Tokens in one forward and backward pass: memory, not results, depends on it."""
-    importance_cap: float = 2.0
-    """Bounds the weight pi_trainer / pi_engine that corrects a sampled token for its engine's other arithmetic."""
-    eval_every: int = 10
-    """Steps between two evaluations on held-out problems; 0: none."""
-    eval_samples: int = 2
-    """Samples a held-out problem in those."""
-    save_every: int = 10
-    """Steps between two checkpoints."""
-    seed: int = 0
-    """Of the order of problems and of the sampling."""
-
-    def __post_init__(self):
-        if self.group_size < 2:
-            raise ValueError(f"config: group_size is {self.group_size}; a group needs at least 2 rollouts to compare.")
-        for name in ("steps", "prompts", "inner_epochs", "token_budget", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config: {name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("learning_rate", "max_grad_norm", "temperature", "importance_cap"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config: {name} is {getattr(self, name)}; it must be positive.")
-
-
-TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
-"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores."""
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then linear decay; `step` counts from 1."""
-    if step <= config.warmup:
-        return config.learning_rate * step / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.learning_rate * (1 - (1 - config.final_rate) * done)
+__all__ = ["TINY", "Config", "Trainer", "TrainingError", "resume"]
 
 
 class TrainingError(RuntimeError):
@@ -95,51 +42,97 @@ class Trainer:
     """Iterate over it to train: each item is one finished step.
 
     Ctrl-C, or the notebook's interrupt, lets the step finish, saves, and ends the iteration; iterate again to go on.
+    A cell that trains can be run again at any time: before a trainer is made or iterated, training in the background
+    (`run_in_background`) with the same policy or in the same folder is stopped, and has saved.
 
     Parameters
     ----------
     policy, task, method, config
-        What learns, from what, how, and the numbers.
+        What learns, from what, how, and the numbers (default: `Config()`).
     folder : path, optional
         Where the run is written; None keeps it in memory. A folder that holds a run already is refused, unless
     resume : bool
-        True: go on from its last checkpoint. Steps after that are dropped and done again.
+        True: go on from its last checkpoint. Steps after that are dropped and done again, with the changes of the gate
+        that were made then. All must be as it was but the gate's numbers: a method with new ones changes them from here on.
     engine : Engine, optional
         Draws the rollouts; default `TransformersEngine(policy)`.
     """
 
-    def __init__(self, policy: Policy, task: Task, method: Method, config: Config = Config(), *,
+    def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
                  folder: str | Path | None = None, resume: bool = False, engine: Engine | None = None):
+        config = config or Config()
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
+        self.log = RunLog(describe(policy, task, method, config), Path(folder) if folder else None)
+        self._end_background()
         self._check_prompts()
+        self._warn(method.gate)
+        self.gate_state: dict = {}
+        """What the gate remembers from step to step, as JSON; checkpoints hold it."""
+        self._stop = threading.Event()
+        self._begun = 0  # the step that has asked for the gate and is not finished, or 0
         self.engine = engine or TransformersEngine(policy)
-        self.parameters = policy.trainable()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.log = RunLog(self._about(), Path(folder) if folder else None)
+        self.learner = Learner(policy, method, config, self.sampling)
         if folder and resume and (self.log.folder / "run.json").exists():
             self._resume()
         elif folder:
-            self.log.create()
+            with _writing(self.log.folder):
+                self.log.create()
+            self.save()
 
     def __iter__(self) -> Iterator[StepRecord]:
-        with _interrupt_waits() as interrupted:
+        self._end_background()
+        self._stop.clear()
+        with _interrupt_asks(self._stop):
             while len(self.log.steps) < self.config.steps:
-                record, groups = self._step(len(self.log.steps) + 1)
-                self.log.add(record, groups)
-                last = record.step == self.config.steps
-                if last or record.step % self.config.save_every == 0:
+                if self.learner.torn:
+                    self._restore()
+                yield self._whole_step(len(self.log.steps) + 1)
+                if self._stop.is_set() and len(self.log.steps) < self.config.steps:
                     self.save()
-                yield record
-                if interrupted.is_set() and not last:
-                    self.save()
-                    self.log.event("interrupted")
+                    with _writing(self.log.folder):
+                        self.log.event("stopped")
                     return
 
+    def stop(self) -> None:
+        """Let the iteration end after this step, saved, as Ctrl-C does. From any thread."""
+        self._stop.set()
+
+    @property
+    def gate(self) -> Gate:
+        """As it decides from the next step on: the method's, with the numbers as they were changed last."""
+        numbers = {name: value for name, value in self.log.gate(self._next).items() if name != "kind"}
+        return replace(self.method.gate, **numbers) if numbers else self.method.gate
+
+    def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:
+        """Give the gate other numbers, from the next step on; a step that is under way keeps its gate. From any thread.
+
+        The change is an event of the run log, and on disk when this returns: a run that is killed makes it again after the
+        same step, when it resumes. Returns the changed gate; ValueError, and nothing changed, if a number has no meaning
+        or the method's gate has none of that name.
+        """
+        numbers = {"alpha": alpha, "beta": beta, "threshold": threshold}
+        numbers = {name: _number(name, value) for name, value in numbers.items() if value is not None}
+        with self.log.lock:
+            before = self.gate
+            known = {field.name for field in fields(before)} if is_dataclass(before) else set()
+            if unknown := numbers.keys() - known:
+                raise ValueError(f"the gate of {self.method.name} has no {' and no '.join(sorted(unknown))} to change.")
+            gate = replace(before, **numbers)
+            if gate != before:
+                self._warn(gate)
+                described = replace(self.method, gate=gate).described()["gate"]
+                with _writing(self.log.folder):
+                    self.log.event("changed", after_step=self._next - 1, gate=described)
+        return gate
+
     def save(self) -> None:
-        """Write a checkpoint, if the run has a folder."""
+        """Write a checkpoint, if the run has a folder. TrainingError if it can't be written; the one before stays."""
         if self.log.folder:
-            checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.policy, self.optimizer)
+            with _writing(self.log.folder):
+                self.log.sync()
+                checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.policy,
+                                self.learner.optimizer)
 
     def save_adapter(self) -> Path:
         """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
@@ -148,21 +141,37 @@ class Trainer:
 
     # one step ------------------------------------------------------------------------------------------------------
 
-    def _step(self, step: int) -> tuple[StepRecord, list[Group]]:
+    def _whole_step(self, step: int) -> StepRecord:
+        """A step with all that it leaves on disk."""
+        with self.log.lock:
+            method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
+        try:
+            record, groups = self._step(step, method)
+            self.learner.torn = True  # until the log has all of it
+            with _writing(self.log.folder):
+                self.log.add(record, groups)
+        finally:
+            self._begun = 0
+        self.learner.torn = False
+        if step == self.config.steps or step % self.config.save_every == 0:
+            self.save()
+        return record
+
+    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group]]:
         seconds: dict[str, float] = {}
         with _timed(seconds, "rollout"):
             self.engine.sync()
             sampled = self._sample(self._problems(step), seed=self.config.seed * 1_000_003 + step)
         with _timed(seconds, "gate"):
             demonstrations = [self._demonstration(g.problem) for g in sampled]
-            groups = [teach(self.method, g, d) for g, d in zip(sampled, demonstrations, strict=True)]
+            groups = [teach(method, g, d) for g, d in zip(sampled, demonstrations, strict=True)]
         rate = learning_rate(self.config, step)
         with _timed(seconds, "update"):
-            update = self._update(groups, rate)
+            update = self._update(step, groups, rate)
         heldout = kl = None
         if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
             with _timed(seconds, "evaluate"):
-                kl = self._kl_to_base(sampled)
+                kl = self.learner.kl_to_base(sampled)
                 self.engine.sync()
                 heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples,
                                    sampling=self.sampling, seed=step).success
@@ -187,85 +196,14 @@ class Trainer:
         return [Group(p, tuple(grade(self.task, p, c) for c in completions))
                 for p, completions in zip(problems, drawn, strict=True)]
 
-    def _update(self, groups: list[Group], rate: float) -> dict:
-        """The optimizer's steps on one batch; returns what a `StepRecord` says of them."""
-        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
-        packs = batch.packs(self.config.token_budget)
-        if not packs:
-            unknown = ("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy")
-            return dict.fromkeys(unknown) | {"updated": False, "tokens_trained": 0}
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        old_logp = None
-        for _ in range(self.config.inner_epochs):
-            logp, entropy, share = self._backward(batch, packs, old_logp)
-            if old_logp is None:  # the first pass over the batch is the old policy's
-                old_logp, first_entropy = logp, entropy
-            _, metrics = self._loss(batch, logp, old_logp, torch.arange(len(logp)))
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
-            self._refuse_unless_finite(batch, logp, metrics["loss"], grad_norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        trained, teacher = batch.trained, batch.teacher[:, None]
-        return {"updated": True, "loss": metrics["loss"], "grad_norm": grad_norm, "teacher_share": share,
-                "teacher_logp": _mean(old_logp, trained & teacher),
-                "clip_fraction": metrics["clip_fraction"] if (trained & ~teacher).any() else None,
-                "entropy": _mean(first_entropy, trained & ~teacher), "tokens_trained": int(trained.sum())}
-
-    def _backward(self, batch: Batch, packs: list[list[int]], old_logp: torch.Tensor | None):
-        """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""
-        self.optimizer.zero_grad()
-        logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)
-        teacher_gradient = None
-        for pack in packs:
-            if teacher_gradient is None and not batch.teacher[pack[0]]:  # the teacher's packs come first
-                teacher_gradient = self._gradient()
-            rows = torch.tensor(pack)
-            new, h, mask = completion_logprobs(self.policy.model, *batch.of_pack(pack), temperature=self.sampling.temperature,
-                                               entropy_gradient=self.method.entropy_bonus != 0)
-            new, h, width = new.cpu(), h.cpu(), mask.shape[1]
-            logp[rows, :width], entropy[rows, :width] = new.detach(), h.detach()
-            padded = torch.nn.functional.pad(new, (0, logp.shape[1] - width))
-            loss, _ = self._loss(batch, padded, logp if old_logp is None else old_logp, rows)
-            bonus = self.method.entropy_bonus * (batch.weights[rows, :width].float() * h).sum()
-            (loss - bonus).backward()
-        if teacher_gradient is None:
-            return logp, entropy, 1.0
-        teacher_norm, student_norm = teacher_gradient.norm(), (self._gradient() - teacher_gradient).norm()
-        return logp, entropy, (teacher_norm / (teacher_norm + student_norm).clamp(min=1e-12)).item()
-
-    def _loss(self, batch: Batch, logp: torch.Tensor, old_logp: torch.Tensor, rows: torch.Tensor):
-        """`hapo_loss` on some rows of the batch; `logp` holds just them, `old_logp` all."""
-        importance = (old_logp - batch.engine_logp).exp().clamp(max=self.config.importance_cap)
-        return hapo_loss(logp, old_logp[rows], batch.advantages[rows], batch.teacher[rows], batch.trained[rows],
-                         shaping=self.method.shaping, eps_low=self.method.eps_low, eps_high=self.method.eps_high,
-                         weights=batch.weights[rows], importance=importance[rows])
-
-    def _gradient(self) -> torch.Tensor:
-        """All parameters' gradients, as one vector."""
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
-
-    def _refuse_unless_finite(self, batch: Batch, logp: torch.Tensor, loss: float, grad_norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            return
-        self.optimizer.zero_grad()
-        bad = (~logp.isfinite() & batch.trained).any(1)
-        cause = (f"the log-probabilities of rollout {int(bad.nonzero()[0])} of this batch are not finite" if bad.any()
-                 else f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}")
-        step = len(self.log.steps) + 1
-        self.log.event("refused", step=step, cause=cause)
-        raise TrainingError(f"step {step} is refused, because {cause}. The policy is as step {step - 1} left it. "
-                            "Lower the learning rate, or look for numbers that overflow in the shaping.")
-
-    @torch.no_grad()
-    def _kl_to_base(self, groups: list[Group]) -> float:
-        """k3 estimator, mean(exp(d) - d - 1) with d = log p_base - log p, over the students' sampled tokens."""
-        with self.policy.model.disable_adapter():
-            base, _, mask = completion_logprobs(self.policy.model, [prompt_ids(self.policy, g.problem) for g in groups],
-                                                [[r.ids for r in g.sampled] for g in groups], self.sampling.temperature)
-        policy = torch.tensor([x for g in groups for r in g.sampled for x in r.engine_logps])
-        d = base[mask].cpu() - policy
-        return (d.exp() - d - 1).mean().item()
+    def _update(self, step: int, groups: list[Group], rate: float) -> dict:
+        try:
+            return self.learner.update(groups, rate)
+        except NotFinite as cause:
+            self.log.event("refused", step=step, cause=str(cause))
+            left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
+            raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
+                                "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
 
     def _record(self, step, sampled, groups, rate, update, kl, heldout, seconds, without_demonstration) -> StepRecord:
         students = [r for g in sampled for r in g.rollouts]
@@ -305,36 +243,81 @@ class Trainer:
                 raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
                                  f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
 
-    def _about(self) -> dict:
-        """What identifies the run: two runs that differ in it must not be mixed."""
-        return {"model": self.policy.name, "quantized": self.policy.quantized, "task": self.task.name,
-                "heldout": sorted(p.key for p in self.task.heldout),
-                "method": {field: _described(part) for field, part in vars(self.method).items()},
-                "config": asdict(self.config),
-                "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version()}}
+    @property
+    def _next(self) -> int:
+        """The first step that has not asked for the gate yet."""
+        return max(len(self.log.steps), self._begun) + 1
+
+    def _warn(self, gate: Gate) -> None:
+        """A gate that can't close says so once: here, and not in a thread whose words reach nobody."""
+        if isinstance(gate, BetaGate):
+            gate.injects(0, self.config.group_size - self.method.teacher_seats)
+
+    def _end_background(self) -> None:
+        """Two threads would spoil a policy, or a folder, that they share."""
+        for other, run in list(in_background.items()):
+            folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
+            shared = other.policy.model is self.policy.model or folders[0] and folders[0] == folders[1]
+            if shared and run.thread is not threading.current_thread():
+                run.end()
 
     def _resume(self) -> None:
-        log = RunLog.load(self.log.folder)
-        for field in ("model", "quantized", "task", "heldout", "method", "config"):
-            if log.about[field] != self.log.about[field]:
-                raise ValueError(f"{log.folder} holds a run with another {field}: {log.about[field]} there, "
-                                 f"{self.log.about[field]} here. Use the same, or choose another folder.")
+        log, here = RunLog.load(self.log.folder), self.log.about
+        if different := differences(log.about, here):
+            raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
         self.log = log
-        step = checkpoint.load_latest(log.folder / "checkpoints", self.policy, self.optimizer)
-        if step < self.config.steps:
-            log.rewind(step)
-            log.event("resumed")
+        self._restore()
+        if len(log.steps) < self.config.steps:
+            gate = here["method"]["gate"]
+            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}))
+
+    def _restore(self) -> None:
+        """Back to the last whole checkpoint, in policy, optimizer and log."""
+        folder, steps = self.log.folder, len(self.log.steps)
+        if not folder:
+            raise TrainingError(f"step {steps + 1} broke off in the middle, and this run has no folder to go back to: "
+                                "start again with a new policy and trainer.")
+        found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, at_most=steps)
+        if not found and steps:
+            raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
+        with _writing(folder):
+            step, self.gate_state = found or (0, {})
+            self.log.rewind(step)
+        if not found:
+            self.save()
+        self.learner.torn = False
 
 
-def _described(part) -> str | int | float | dict:
-    """A method's part as JSON: numbers and words as they are, anything else by its name and numbers."""
-    if isinstance(part, int | float | str):
-        return "inf" if part == math.inf else part
-    return {"kind": getattr(part, "__name__", type(part).__name__), **(asdict(part) if is_dataclass(part) else {})}
+in_background: dict[Trainer, Run] = {}
+"""Trainers whose steps are taken in another thread, with what drives them there (`background.Run`)."""
 
 
-def _mean(values: torch.Tensor, where: torch.Tensor) -> float | None:
-    return values[where].mean().item() if where.any() else None
+def resume(folder: str | Path) -> Trainer:
+    """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
+
+    A task, gate, shaping or engine of your own is not in there: make the `Trainer` yourself then, with resume=True.
+    ValueError if a part can't be rebuilt, or if the folder holds no run.
+    """
+    log = RunLog.load(folder)
+    about = log.about | {"method": log.about["method"] | {"gate": log.given_gate()}}
+    return Trainer(*rebuild(about), folder=folder, resume=True)
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"gate: the {name} is {value!r}; it must be a number.") from None
+
+
+@contextmanager
+def _writing(folder: Path | None):
+    """A full disk, in words. The step that didn't fit is done again when the run resumes."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{folder} can't be written ({error.strerror or error}); what was saved before is whole. "
+                            "Make room there, then resume the run.") from error
 
 
 @contextmanager
@@ -345,11 +328,10 @@ def _timed(seconds: dict[str, float], phase: str):
 
 
 @contextmanager
-def _interrupt_waits():
+def _interrupt_asks(asked: threading.Event):
     """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
-    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
 
     def ask(*_):
@@ -360,6 +342,6 @@ def _interrupt_waits():
 
     before = signal.signal(signal.SIGINT, ask)
     try:
-        yield asked
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -34,11 +34,48 @@ def smollm2():
     return load_policy("smollm2-135m", seed=0)
 
 
+@pytest.fixture(scope="session")
+def tiny():
+    """The preset of that name in 4 bits with a new adapter, loaded once."""
+    from hapo_lab.models import load_policy
+    return load_policy("tiny", seed=0)
+
+
 @pytest.fixture
 def policy(smollm2):
-    """The same, its adapter as new."""
-    new = [p.detach().clone() for p in smollm2.trainable()]
-    yield smollm2
-    for p, value in zip(smollm2.trainable(), new):
+    """SmolLM2, its adapter as new."""
+    yield from as_new(smollm2)
+
+
+@pytest.fixture
+def fresh(tiny):
+    """The tiny model, its adapter as new."""
+    yield from as_new(tiny)
+
+
+def as_new(policy):
+    """Yields the policy once, and puts its adapter back."""
+    new = [p.detach().clone() for p in policy.trainable()]
+    yield policy
+    for p, value in zip(policy.trainable(), new):
         p.data.copy_(value)
-    smollm2.model.zero_grad()
+    policy.model.zero_grad()
+
+
+@pytest.fixture(scope="session")
+def sums():
+    from hapo_lab.tasks import load_task
+    return load_task("sums", 0)
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, sums, tmp_path_factory):
+    """The folder of a short run (`test_durable.SMALL`) that nothing happened to."""
+    from test_durable import SMALL
+
+    from hapo_lab.methods import HAPO
+    from hapo_lab.trainer import Trainer
+    folder = tmp_path_factory.mktemp("whole")
+    for policy in as_new(tiny):
+        list(Trainer(policy, sums, HAPO, SMALL, folder=folder))
+    return folder

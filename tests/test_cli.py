@@ -1,6 +1,7 @@
 """The commands, in small, and what they refuse: in one sentence, before anything is written."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -30,7 +31,7 @@ def test_train_evaluate_report(tmp_path, capsys):
     rows = (tmp_path / "report" / "b" / "steps.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[0].startswith("step,reward,length")
 
-    main(["train", str(tmp_path / "a"), *SMALL, "--resume"])  # nothing is left to do
+    main(["resume", str(tmp_path / "a")])  # nothing is left to do
     assert len(RunLog.load(tmp_path / "a").steps) == 2
 
 
@@ -60,11 +61,23 @@ def test_wrong_input_gets_one_sentence_and_no_run(tmp_path, arguments, sentence)
 
 def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(SystemExit, match="holds a run already: continue it with --resume, or choose another folder"):
+    with pytest.raises(SystemExit, match="holds a run already: go on with it .python -m hapo_lab resume .*, or choose another"):
         main(["train", str(tmp_path)])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys):
+    tiny = [*SMALL, "--model", "tiny", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1"]
+    for run in ("whole", "broken"):
+        main(["train", str(tmp_path / run), *tiny])
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-000002")
+    main(["resume", str(tmp_path / "broken")])
+    assert capsys.readouterr().out.count("step 2 of 2") == 3
+    whole, resumed = (RunLog.load(tmp_path / run) for run in ("whole", "broken"))
+    assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
+    assert resumed.events == [{"after_step": 1, "kind": "resumed"}]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "resume"])
 def test_a_folder_without_a_run_is_named(tmp_path, command):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no run"):
         main([command, str(tmp_path)])

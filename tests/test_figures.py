@@ -70,6 +70,11 @@ def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, pro
     return log
 
 
+def changed(log, after_step, **numbers) -> RunLog:
+    log.event("changed", after_step=after_step, gate={"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8} | numbers)
+    return log
+
+
 def titles(figure) -> list[str]:
     return [ax.get_title(loc="left") for ax in figure.axes]
 
@@ -91,7 +96,8 @@ def test_training_figure_of_every_method_and_length(method, steps, planned):
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
-@pytest.mark.parametrize("log", [a_log(HAPO, 1), a_log(), a_log(GRPO, 0), a_log(LUFFY), a_log(size=6), a_log(size=64)])
+@pytest.mark.parametrize("log", [a_log(HAPO, 1), a_log(), a_log(GRPO, 0), a_log(LUFFY), a_log(size=6), a_log(size=64),
+                                 changed(a_log(), 39, alpha=1.5, beta=2.5, threshold=0.75)])
 def test_nothing_leaves_the_picture_and_no_title_meets_its_neighbour(log, large):
     figures_of = [training_figure, lambda log: comparison_figure([log, a_log(GRPO), a_log(seed=1)])]
     for draw in figures_of:
@@ -165,6 +171,35 @@ def test_an_unknown_gate_shows_what_it_did():
     log.about["method"]["gate"] = "MyGate()"
     figure = training_figure(log)
     assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"] and "unseen" in texts(figure)
+
+
+def test_a_changed_gate_is_marked_on_every_time_axis():
+    figure = training_figure(changed(changed(a_log(steps=26), 9, threshold=0.5), 20, alpha=2.0, threshold=0.6))
+    _, length, _, posteriors, history, ladder = figure.axes
+    marks = {ax: [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] for ax in figure.axes}
+    assert marks == {ax: [] if ax in (posteriors, ladder) else [20.5, 9.5] for ax in figure.axes}
+    assert [text.get_text() for text in length.texts] == ["student", "α 2, γ 0.6", "γ 0.5"]
+    threshold, = [line for line in history.lines if line.get_linestyle() == "--"]
+    assert list(threshold.get_xdata()) == [0.5, 9.5, 9.5, 20.5, 20.5, 40.5]
+    assert list(threshold.get_ydata()) == [0.8, 0.8, 0.5, 0.5, 0.6, 0.6]
+
+
+def test_the_posteriors_show_the_gate_that_decided_and_the_ladder_the_one_to_come():
+    figure = training_figure(changed(a_log(steps=26, successes=(0, 7)), 26, threshold=0.3))
+    assert titles(figure)[3] == "1 of 2 groups below 0.8" and titles(figure)[5] == "Injects up to S = 1 of 8"
+    assert [line.get_xdata()[0] for line in figure.axes[3].lines if line.get_linestyle() == "--"] == [0.8]
+
+
+def test_changes_at_every_step_stay_readable():
+    log = a_log()
+    for step in range(1, 40):
+        changed(log, step, threshold=step / 40)
+    written = [text for text in training_figure(log).axes[1].texts if "γ" in text.get_text()]
+    figure = written[0].figure
+    to_png(figure)
+    boxes = [text.get_window_extent() for text in written]
+    assert written[0].get_text() == "γ 0.975" and 5 < len(written) < 20
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_a_gate_that_never_closes_and_odd_priors():

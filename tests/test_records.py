@@ -2,16 +2,23 @@
 
 import csv
 import json
-from dataclasses import fields, replace
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 
+from hapo_lab.dashboard import watch
 from hapo_lab.methods import HAPO, teach
 from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
 from hapo_lab.ssi import Rollout
 
-ABOUT = {"method": {"name": "HAPO"}, "config": {"steps": 5}, "versions": {"torch": "2"}}
+ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5}, "versions": {"torch": "2"}}
 
 
 def record(step):
@@ -95,6 +102,24 @@ def test_rewinding_drops_later_steps_in_memory_and_on_disk(log):
     assert [row["step"] for row in rows(log, "completions.jsonl")] == [1, 1, 2, 2]
 
 
+def test_changes_of_the_gate_outlive_a_rewind_to_act_again(log):
+    log.event("changed", gate={"kind": "BetaGate", "threshold": .5})
+    log.rewind(1)
+    assert [(e["after_step"], e["kind"]) for e in RunLog.load(log.folder).events] == [(3, "changed")]
+    assert log.gate(3) == ABOUT["method"]["gate"] and log.gate(4) == {"kind": "BetaGate", "threshold": .5}
+
+
+def test_the_gate_of_a_step_is_the_last_change_before_it():
+    log = RunLog(ABOUT)
+    early, late = {"kind": "BetaGate", "threshold": .3}, {"kind": "BetaGate", "threshold": .5}
+    log.event("changed", after_step=6, gate=late)
+    assert log.gates() == {1: ABOUT["method"]["gate"], 7: late} and log.gate() == log.gate(6) == ABOUT["method"]["gate"]
+    log.event("changed", after_step=3, gate=early)  # made after the run went back to step 3: it overrules what was to come
+    assert log.gates() == {1: ABOUT["method"]["gate"], 4: early} and log.gate(40) == early
+    log.event("resumed", after_step=4, gate=late)
+    assert log.gates()[5] == late == log.given_gate()
+
+
 def test_a_rewound_log_goes_on(log, groups):
     log.rewind(1)
     log.add(record(2), groups)
@@ -120,13 +145,96 @@ def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
         RunLog.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["steps.jsonl", "events.jsonl"])
-def test_a_torn_line_is_named(log, name):
-    whole = (log.folder / name).read_text()
-    lines = whole.count("\n")
-    (log.folder / name).write_text(whole + '{"step": 4, "prob')
-    with pytest.raises(ValueError, match=f"{name}, line {lines + 1}: not JSON"):
-        RunLog.load(log.folder)
+FILES = ["steps.jsonl", "events.jsonl", "completions.jsonl"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_torn_last_line_is_passed_over_and_cut_when_the_run_goes_on(log, groups, name):
+    whole = (log.folder / name).read_bytes()
+    for torn in (b'{"step": 4, "prob', b"{", b"\0\0\0", "“".encode()[:1]):
+        (log.folder / name).write_bytes(whole + torn)
+        read = RunLog.load(log.folder)
+        assert (read.steps, read.events, len(read.groups_of(3))) == (log.steps, log.events, 2)
+        read.rewind(3)
+        assert (log.folder / name).read_bytes() == whole
+    read.add(record(4), groups)
+    assert len(RunLog.load(log.folder).steps) == 4 and len(read.groups_of(4)) == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_line_in_the_middle_is_named(log, name):
+    lines = (log.folder / name).read_bytes().splitlines(keepends=True)
+    (log.folder / name).write_bytes(b"".join([lines[0], b'{"step": 2, "prob\n', *lines[2:]]))
+    with pytest.raises(ValueError, match=f"{name}, line 2: not JSON"):
+        RunLog.load(log.folder).groups_of(3)
+
+
+def test_a_log_that_has_no_room_keeps_its_old_lines(log, groups):
+    before = [(log.folder / name).read_bytes() for name in FILES]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, before)) + 100, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            log.add(record(4), groups)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(log.folder / name).read_bytes() for name in FILES] == before and len(log.steps) == 3
+
+
+def test_a_log_is_followed_while_another_process_writes_it(log, groups):
+    read = RunLog.load(log.folder)
+    assert not read.refresh()
+    path, line = log.folder / "steps.jsonl", json.dumps(asdict(record(4))) + "\n"
+    for part in (line[:50], line[50:-1]):
+        with open(path, "a") as file:
+            file.write(part)
+        assert not read.refresh() and len(read.steps) == 3  # half a line
+    with open(path, "a") as file:
+        file.write("\n")
+    assert read.refresh() and read.steps == [record(i) for i in (1, 2, 3, 4)]
+
+    log.rewind(1)  # the other process is killed, and resumes from its first step
+    log.event("resumed")
+    assert read.refresh() and (read.steps, read.events) == (log.steps, log.events)
+    for step in (2, 3):
+        log.add(replace(record(step), seconds={"update": 123.456}), groups)
+    assert read.refresh() and read.steps == log.steps
+    log.rewind(1)
+    for step in (2, 3, 4, 5):  # more than there was: not to be seen by the size of the file
+        log.add(record(step), groups)
+    assert [len(seen.steps) for seen in read.follow(every=0)] == [3, 5] and read.steps == log.steps
+
+
+def test_following_ends_when_asked(log):
+    stop = threading.Event()
+    follow = RunLog.load(log.folder).follow(every=60, stop=stop)
+    next(follow)
+    threading.Timer(0.1, stop.set).start()
+    assert list(follow) == []
+
+
+def test_the_dashboard_watches_a_run_that_another_process_writes(log, capsys):
+    code = """
+import sys, time
+from test_records import RunLog, record
+log = RunLog.load(sys.argv[1])
+for step in (4, 5):
+    time.sleep(0.6)
+    log.add(record(step), [])
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code, str(log.folder)],
+                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    watch(log.folder)
+    assert writer.wait() == 0
+    assert [line[:11] for line in capsys.readouterr().out.splitlines()] == ["step 3 of 5", "step 4 of 5", "step 5 of 5"]
+    with pytest.raises(ValueError, match="nowhere holds no run"):
+        watch(log.folder / "nowhere")
+
+
+def test_watching_ends_when_interrupted(log, capsys):
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    watch(log.folder)
+    assert capsys.readouterr().out.startswith("step 3 of 5")
 
 
 @pytest.mark.parametrize("line", ["{}", "3", '{"step": 4}'])

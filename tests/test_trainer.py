@@ -117,7 +117,7 @@ def test_an_interrupt_finishes_the_step_saves_and_lets_iterating_again_go_on(pol
     timer.join()
     assert 1 <= len(done) < 3
     assert (tmp_path / "checkpoints" / f"step-{len(done):06d}").is_dir()
-    assert trainer.log.events[-1]["kind"] == "interrupted"
+    assert trainer.log.events[-1]["kind"] == "stopped"
     assert [r.step for r in trainer] == list(range(len(done) + 1, 4))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -153,9 +153,9 @@ def test_a_folder_with_a_run_is_refused_and_untouched(policy, task, tmp_path):
     before = (tmp_path / "run.json").read_text()
     with pytest.raises(ValueError, match="holds a run already: continue it .*or choose another"):
         Trainer(policy, task, HAPO, SMALL, folder=tmp_path)
-    with pytest.raises(ValueError, match="a run with another config"):
+    with pytest.raises(ValueError, match="another run: config.seed is 0 there and 5 here"):
         Trainer(policy, task, HAPO, replace(SMALL, seed=5), folder=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="a run with another method"):
+    with pytest.raises(ValueError, match="another run: method.name is 'HAPO' there and 'SFT' here; method.gate.kind is '"):
         Trainer(policy, task, SFT, SMALL, folder=tmp_path, resume=True)
     assert (tmp_path / "run.json").read_text() == before
     assert json.loads(before)["method"]["gate"] == {"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8}
