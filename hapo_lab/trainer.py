@@ -154,7 +154,7 @@ class Trainer:
             self.engine.sync()
             sampled = self._sample(self._problems(step), seed=self.config.seed * 1_000_003 + step)
         with _timed(seconds, "gate"):
-            demonstrations = [self._demonstration(g.problem) for g in sampled]
+            demonstrations = [self.demonstration(g.problem) for g in sampled]
             groups = [teach(self.method, g, d) for g, d in zip(sampled, demonstrations, strict=True)]
         rate = learning_rate(self.config, step)
         with _timed(seconds, "update"):
@@ -286,7 +286,7 @@ class Trainer:
 
     # setting up ----------------------------------------------------------------------------------------------------
 
-    def _demonstration(self, problem: Problem) -> Rollout | None:
+    def demonstration(self, problem: Problem) -> Rollout | None:
         """The problem's demonstration as a rollout: tokenised alone, its end of turn appended. None if there is none, or
         if it is longer than the limit."""
         if problem.demonstration is None:
@@ -308,16 +308,16 @@ class Trainer:
     def _about(self) -> dict:
         """What identifies the run: two runs that differ in it must not be mixed."""
         return {"model": self.policy.name, "quantized": self.policy.quantized, "task": self.task.name,
-                "heldout": sorted(p.key for p in self.task.heldout),
+                "source": self.task.source, "heldout": sorted(p.key for p in self.task.heldout),
                 "method": {field: _described(part) for field, part in vars(self.method).items()},
                 "config": asdict(self.config),
                 "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version()}}
 
     def _resume(self) -> None:
         log = RunLog.load(self.log.folder)
-        for field in ("model", "quantized", "task", "heldout", "method", "config"):
-            if log.about[field] != self.log.about[field]:
-                raise ValueError(f"{log.folder} holds a run with another {field}: {log.about[field]} there, "
+        for field in ("model", "quantized", "task", "source", "heldout", "method", "config"):
+            if log.about.get(field) != self.log.about[field]:
+                raise ValueError(f"{log.folder} holds a run with another {field}: {log.about.get(field)} there, "
                                  f"{self.log.about[field]} here. Use the same, or choose another folder.")
         self.log = log
         step = checkpoint.load_latest(log.folder / "checkpoints", self.policy, self.optimizer)
