@@ -103,7 +103,7 @@ class Demonstrations:
         if not self.missing:
             return "every training problem has a demonstration already: nothing to do."
         left = len(self.missing) - self.found
-        more = f"; for the other {left}: more --samples, or another --model, with the same files" if left else ""
+        more = f"; the other {left} want more samples, or another model" if left else ""
         return f"{self.found} of {len(self.missing)} missing demonstrations are in {self.out} now{more}."
 
 

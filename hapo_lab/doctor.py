@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 import threading
 import tomllib
 import urllib.error
@@ -37,7 +38,8 @@ class Finding:
 
     def __str__(self) -> str:
         mark = {True: "ok", None: "--", False: "NO"}[self.ok]
-        return f"{mark}  {self.what:<18} {self.says}" + (f"\n{'':22} fix: {self.fix}" if self.fix else "")
+        lines = textwrap.wrap(self.says, 100, break_long_words=False) + [f"fix: {self.fix}"] * bool(self.fix)
+        return f"{mark}  {self.what:<18} " + f"\n{'':23}".join(lines)
 
 
 _CHECKS: list[Callable[[], list[Finding]]] = []
@@ -310,8 +312,9 @@ def _models():
         at_hand, fix = _at_hand(name, preset, bool(hub.ok))
         says = f"{'here' if at_hand else 'not here yet'}; training needs {_gib(need)}"
         if need > free:
-            says, at_hand, fix = f"{says}, too much for now ({_gib(free)} are free)", None, ""
-        yield Finding(name, at_hand or None, says, fix)
+            yield Finding(name, None, f"{says}, and {_gib(free)} are free", "choose a smaller model, or another machine")
+        else:
+            yield Finding(name, at_hand or None, says, "" if at_hand else fix)
 
 
 def _at_hand(name: str, preset, hub: bool) -> tuple[bool, str]:
@@ -326,7 +329,8 @@ def _at_hand(name: str, preset, hub: bool) -> tuple[bool, str]:
         return Path(preset.source, "config.json").exists(), f"restore {preset.source}"
     cached = [try_to_load_from_cache(preset.source, file) for file in ("model.safetensors", "model.safetensors.index.json")]
     return any(isinstance(file, str) for file in cached), (
-        f"hf download {preset.source}" if hub else "where a hub is reached, hf download it; here, --model FOLDER takes a copy")
+        f"hf download {preset.source}" if hub else f"where the hub is reached: hf download {preset.source} --local-dir FOLDER; "
+                                                   "bring it here, for --model FOLDER")
 
 
 def _hub() -> Finding:
@@ -348,4 +352,5 @@ def _hub() -> Finding:
     thread.start()
     thread.join(HUB_SECONDS)
     return Finding("hub", bool(reached) or None, f"{constants.ENDPOINT} " + (
-        "answers" if reached else "is not reached: only models on this machine, or from PyPI, can be loaded"))
+        "answers" if reached else "is not reached: models must be on this machine, or come from PyPI"),
+        "" if reached else "behind a proxy, set HTTPS_PROXY; else bring a model's folder here, for --model FOLDER")

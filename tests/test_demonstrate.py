@@ -51,7 +51,8 @@ def test_what_is_kept_was_verified_and_the_rest_stays_open(tiny, tmp_path):
     assert written[8:] == read(file)[8:]  # one had a demonstration, the other is held out
     for row in written[:8]:
         right = row["teacher"]["right"]
-        assert (row["demonstration"] is None) == (right == 0) and row["teacher"] == {"model": "tiny", "right": right, "samples": 4}
+        assert (row["demonstration"] is None) == (right == 0)
+        assert row["teacher"] == {"model": "tiny", "right": right, "samples": 4}
     assert 6 <= job.found == sum(row["demonstration"] is not None for row in written[:8])  # it can add
     assert str(job).startswith(f"{job.found} of 8 missing demonstrations are in {out} now")
     assert load_jsonl(out, last_number, 28).train[0].demonstration == written[0]["demonstration"]
@@ -61,7 +62,7 @@ def test_what_is_kept_was_verified_and_the_rest_stays_open(tiny, tmp_path):
 def test_only_a_finished_completion_is_kept(tiny, file, tmp_path):
     job = Demonstrations(file, tmp_path / "out.jsonl", last_number, "tiny", samples=4)
     list(job.sample(tiny, Sampling(max_new_tokens=2)))
-    assert job.found == 0 and str(job).endswith("for the other 12: more --samples, or another --model, with the same files.")
+    assert job.found == 0 and str(job).endswith("; the other 12 want more samples, or another model.")
 
 
 def test_it_goes_on_where_it_stopped(tiny, file, tmp_path):
@@ -104,7 +105,7 @@ def test_another_files_output_is_refused(file, tmp_path):
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_sampled(tiny, tmp_path):
     file = write(tmp_path / "own.jsonl", [*SUMS, {"prompt": "9" * 250, "answer": "1"}])
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ValueError, match=r"own.jsonl, line 13: a prompt of \d+ tokens and 28 new ones exceed the context of tiny"):
+    with pytest.raises(ValueError, match=r"line 13: a prompt of \d+ tokens and 28 new ones exceed the context of tiny"):
         next(Demonstrations(file, out, last_number, "tiny").sample(tiny, ROOM))
     assert not out.exists()
 
@@ -128,8 +129,8 @@ def test_the_command(file, tmp_path, capsys):
 def test_killed_in_the_middle_it_loses_nothing(file, tmp_path):
     """Really killed: the file holds every problem, and the same command finishes it."""
     out = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "hapo_lab", "demonstrate", str(file), "--out", str(out), "--model", "tiny", "--samples", "64",
-               "--verifier", "last_number", "--max-new-tokens", "28"]
+    command = [sys.executable, "-m", "hapo_lab", "demonstrate", str(file), "--out", str(out), "--model", "tiny",
+               "--samples", "64", "--verifier", "last_number", "--max-new-tokens", "28"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not out.exists() and process.poll() is None:
         time.sleep(0.01)
