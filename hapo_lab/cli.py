@@ -256,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path, help="JSONL: prompt, answer, demonstration or none")
     p.add_argument("--out", type=Path, help="default: FILE.demonstrated.jsonl; the same command again goes on there")
     p.add_argument("--model", required=True, help=f"the teacher: {', '.join(PRESETS)}, a folder, or a hub id")
-    p.add_argument("--samples", type=int, default=8, help="completions of each problem; the first right one is kept; default: 8")
+    p.add_argument("--samples", type=int, default=8, help="completions a problem; the first right one is kept; default: 8")
     p.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
     p.add_argument("--seed", type=int, default=0, help="default: 0")
     _add_file_options(p)

@@ -97,7 +97,8 @@ def own(tmp_path):
 def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(run), *own, *SMALL])
-    assert "own: 266 problems to train on, 264 with a demonstration of at most 30 tokens; 14 held out" in capsys.readouterr().out
+    says = capsys.readouterr().out
+    assert "own: 266 problems to train on, 264 with a demonstration of at most 30 tokens; 14 held out" in says
     main(["train", str(run), *own, *SMALL, "--resume"])
     main(["evaluate", str(run), "--samples", "2"])
     figures = json.loads((run / "evaluation.json").read_text())

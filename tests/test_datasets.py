@@ -166,9 +166,9 @@ def test_a_drawn_split_that_gives_a_problem_away_asks_for_a_key(write):
               "\n  lines 1 and 2: 'What is 1 + 1?'"}
 
 
-@pytest.mark.parametrize(("split", "sentence"), [("train", "has no problem held out"), ("heldout", "has no problem to train on")])
+@pytest.mark.parametrize(("split", "sentence"), [("train", "no problem held out"), ("heldout", "no problem to train on")])
 def test_an_empty_split_is_refused(write, split, sentence):
-    refused(write(*[row | {"split": split} for row in SUMS]), f"own.jsonl {sentence}; it needs both")
+    refused(write(*[row | {"split": split} for row in SUMS]), f"own.jsonl has {sentence}; it needs both")
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 40])
@@ -233,7 +233,7 @@ def test_a_verifier_of_your_own_comes_from_its_file(write, verifier):
 @pytest.mark.parametrize(("name", "sentence"), [
     ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, or write FILE.py:FUNCTION"),
     ("other.py:verify", "verifier 'other.py:verify': there is no file other.py"),
-    ("{}:judge", "there is no function 'judge' in"), ("{}:NUMBER", "there is no function 'NUMBER' in"), ("{}", "write FILE.py:F")])
+    ("{}:judge", "there is no function 'judge' in"), ("{}:NUMBER", "no function 'NUMBER' in"), ("{}", "write FILE.py:F")])
 def test_a_verifier_that_is_not_there_is_named(verifier, name, sentence):
     with pytest.raises(ValueError) as error:
         load_verifier(name.format(verifier))
@@ -242,7 +242,7 @@ def test_a_verifier_that_is_not_there_is_named(verifier, name, sentence):
 
 def test_a_verifier_that_can_not_be_imported_is_named(verifier):
     verifier.write_text("import nothing_of_this_name")
-    with pytest.raises(ValueError, match="mine.py can't be imported: ModuleNotFoundError: No module named 'nothing_of_this_name'"):
+    with pytest.raises(ValueError, match="mine.py can't be imported: ModuleNotFoundError: No module .*'nothing_of_this_name'"):
         load_verifier(f"{verifier}:verify")
 
 

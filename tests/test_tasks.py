@@ -157,7 +157,7 @@ def test_a_sound_task_is_accepted_and_a_demonstration_is_optional():
 
 
 def test_demonstrations_that_fail_their_own_verifier_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"'sums': the demonstration of 'What is 14\*4\?' fails .* it says 54, .*'What is 4\*14"):
+    with pytest.raises(ValueError, match=r"the demonstration of 'What is 14\*4\?' fails .* it says 54, .*'What is 4\*14"):
         task([problem("7*8", demonstration="56"), problem("14*4", demonstration="54")], [problem("4*14", demonstration="5")])
 
 
