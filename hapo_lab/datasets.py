@@ -76,7 +76,7 @@ def task_of_run(about: dict) -> Task:
         return load_task(about["task"], seed)
     if source["verifier"] is None:
         raise ValueError(f"task {about['task']!r}: its verifier was a function of a notebook or a script; evaluate it there, "
-                         'with `hapo_lab.evaluate`, or train with "FILE.py:FUNCTION".')
+                         'with `hapo_lab.evaluate.evaluate`, or train with "FILE.py:FUNCTION".')
     if _sha256(Path(source["file"])) != source["sha256"]:
         raise ValueError(f"{source['file']} has changed since the run was made, so its held-out problems may have been trained "
                          "on: bring the old file back.")
