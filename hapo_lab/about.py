@@ -13,9 +13,10 @@ import torch
 
 import hapo_lab
 from hapo_lab.config import Config
+from hapo_lab.datasets import task_of_run
 from hapo_lab.methods import Method, method_from
 from hapo_lab.models import Policy, load_policy
-from hapo_lab.tasks import Task, load_task
+from hapo_lab.tasks import Task
 
 
 def describe(policy: Policy, task: Task, method: Method, config: Config) -> dict:
@@ -23,7 +24,7 @@ def describe(policy: Policy, task: Task, method: Method, config: Config) -> dict
     lora = policy.model.peft_config["default"]
     return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
             "quantized": policy.quantized, "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha},
-            "task": task.name, "problems_sha256": _checksum(task), "heldout": sorted(p.key for p in task.heldout),
+            "task": task.name, "source": task.source, "problems_sha256": _checksum(task), "heldout": sorted(p.key for p in task.heldout),
             "method": method.described(), "config": asdict(config),
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
                          "threads": torch.get_num_threads()}}
@@ -44,7 +45,7 @@ def rebuild(about: dict) -> tuple[Policy, Task, Method, Config]:
     """
     try:
         config, method = Config(**about["config"]), method_from(about["method"])
-        task = load_task(about["task"], config.seed)
+        task = task_of_run(about)
         if _checksum(task) != about.get("problems_sha256", _checksum(task)):
             raise ValueError(f"task {task.name!r}, seed {config.seed}, has other problems here.")
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | resume | evaluate | report | demo"""
+"""python -m hapo_lab train | resume | evaluate | report | demonstrate | doctor | demo"""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
+from hapo_lab.datasets import VERIFIERS, load_jsonl, load_verifier, task_of_run
+from hapo_lab.demonstrate import Demonstrations
+from hapo_lab.doctor import main as examine
 from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
 from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.methods import METHODS, get_method
 from hapo_lab.models import PRESETS, load_policy
-from hapo_lab.records import RunLog, progress_line
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import TASKS, load_task
+from hapo_lab.records import RunLog, mean_of, progress_line
+from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.tasks import TASKS, Task, load_task
 from hapo_lab.trainer import TINY, Config, Trainer, TrainingError, resume
 
 USUAL = {"tiny": ("sums", TINY)}
@@ -40,9 +45,13 @@ def train(args: argparse.Namespace) -> None:
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
-    task = load_task(args.task or usual_task, config.seed)
+    task = _task(args, args.task or usual_task, config.seed)
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
-    _train(Trainer(policy, task, method, config, folder=args.folder))
+    trainer = Trainer(policy, task, method, config, folder=args.folder)
+    shown = sum(trainer.demonstration(p) is not None for p in task.train)
+    print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
+          f"tokens; {len(task.heldout)} held out", flush=True)
+    _train(trainer)
 
 
 def resume_run(args: argparse.Namespace) -> None:
@@ -56,20 +65,37 @@ def _train(trainer: Trainer) -> None:
     report_run(trainer.log, trainer.log.folder)
 
 
+def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
+    """By name, or from a file."""
+    if name.endswith(".jsonl"):
+        return load_jsonl(name, _verifier(args), args.max_new_tokens, heldout=args.heldout, seed=seed)
+    if args.verifier:
+        raise ValueError(f"task {name!r} brings its own verifier: leave out --verifier.")
+    return load_task(name, seed)
+
+
+def _verifier(args: argparse.Namespace) -> str:
+    if not args.verifier:
+        raise ValueError(f"a task file needs --verifier: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION.")
+    return args.verifier
+
+
 def evaluate_run(args: argparse.Namespace) -> None:
     """The final figures of a run: its saved adapter against the base model, in this new process, on held-out problems."""
     about = RunLog.load(args.run).about
     if not (args.run / "adapter").is_dir():
         raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
     seed, figures = about["config"]["seed"], {}
-    task = load_task(about["task"], seed)
+    task = task_of_run(about)
     for who, adapter in (("before", None), ("after", args.run / "adapter")):
         policy = load_policy(about["model"], adapter=adapter, quantize=about["quantized"])
         found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=seed)
         print(f"held-out success {who} training: {found}", flush=True)
-        keys = [p.key for p in found.problems]
+        by_key: dict[str, list[float]] = {}
+        for problem, rate in zip(found.problems, found.by_problem, strict=True):
+            by_key.setdefault(problem.key, []).append(rate)
         figures[who] = {"success": found.success, "interval_95": found.interval(), "dead_groups": found.dead,
-                        "samples": args.samples, "by_problem": dict(zip(keys, found.by_problem, strict=True))}
+                        "samples": args.samples, "by_problem": {key: mean_of(rates) for key, rates in by_key.items()}}
     (args.run / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -89,6 +115,22 @@ def report_run(log: RunLog, out: Path) -> None:
     (out / "training.png").write_bytes(to_png(training_figure(log)))
     log.write_csv(out / "steps.csv")
     print(f"{out / 'training.png'}, {out / 'steps.csv'}")
+
+
+def demonstrate(args: argparse.Namespace) -> None:
+    out = args.out or args.file.with_suffix(".demonstrated.jsonl")
+    job = Demonstrations(args.file, out, load_verifier(_verifier(args)), args.model, args.samples)
+    sampling = Sampling(args.max_new_tokens, args.temperature)
+    try:
+        if job.pending:
+            batches = job.sample(load_policy(args.model), sampling, seed=args.seed)
+            with tqdm(total=len(job.pending), unit="problem") as bar:
+                for asked in batches:
+                    bar.set_postfix_str(f"{job.found} demonstrations", refresh=False)
+                    bar.update(asked)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; what was found is in {out}: give the same command again to go on.")
+    print(job)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -190,7 +232,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, help="the run's folder")
     p.add_argument("--model", default="smollm2-135m",
                    help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
-    p.add_argument("--task", help=f"{', '.join(TASKS)}; default: sums for tiny, else json_record")
+    p.add_argument("--task", help=f"{', '.join(TASKS)}, or a FILE.jsonl of your own; default: sums for tiny, else json_record")
+    _add_file_options(p)
+    p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}; default: hapo")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
@@ -215,9 +259,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
 
+    p = commands.add_parser("demonstrate", help="let a teacher model write a task file's missing demonstrations")
+    p.set_defaults(run_command=demonstrate)
+    p.add_argument("file", type=Path, help="JSONL: prompt, answer, demonstration or none")
+    p.add_argument("--out", type=Path, help="default: FILE.demonstrated.jsonl; the same command again goes on there")
+    p.add_argument("--model", required=True, help=f"the teacher: {', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--samples", type=int, default=8, help="completions a problem; the first right one is kept; default: 8")
+    p.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
+    p.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_file_options(p)
+
+    p = commands.add_parser("doctor", help="what this machine can do, and how to mend what it can't")
+    p.set_defaults(run_command=lambda _: examine())
+
     p = commands.add_parser("demo", help="the main job: notebooks/05_train_live.ipynb, without a browser")
     p.set_defaults(run_command=demo)
     return top
+
+
+def _add_file_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--verifier", help=f"of a task file: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
+    p.add_argument("--max-new-tokens", type=int, default=64, help="of a task file: room for a right completion; default: 64")
 
 
 def main(argv: list[str] | None = None) -> None:

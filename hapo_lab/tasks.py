@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -47,8 +47,8 @@ class Task:
     Raises
     ------
     ValueError
-        A problem stands in both splits; a held-out question occurs in a training prompt or demonstration; the
-        verifier rejects a demonstration (named, with the verifier's reason).
+        Problems stand in both splits, or a held-out question occurs in a training prompt or demonstration; the
+        verifier rejects demonstrations (all are named, with the verifier's reasons).
     """
 
     name: str
@@ -57,20 +57,32 @@ class Task:
     verify: Verifier
     max_new_tokens: int
     """Room for a right completion, and a little more."""
+    source: dict | None = None
+    """Of a task from a file: what `datasets.task_of_run` needs to build it again in a new process."""
 
     def __post_init__(self):
         if not self.train or not self.heldout:
             raise ValueError(f"task {self.name!r}: it needs problems to train on and problems held out.")
-        if both := {p.key for p in self.train} & {p.key for p in self.heldout}:
-            raise ValueError(f"task {self.name!r}: held out and in training both: {', '.join(sorted(both)[:5])}.")
-        shown = "\n".join([m["content"] for p in self.train for m in p.messages] + [p.demonstration or "" for p in self.train])
-        for p in self.heldout:
-            if re.search(rf"(?<!\w){re.escape(question(p))}(?!\w)", shown):
-                raise ValueError(f"task {self.name!r}: the held-out question {question(p)!r} occurs in the training split.")
-        for p in (*self.train, *self.heldout):
-            if p.demonstration is not None and not (verdict := self.verify(p, p.demonstration)).correct:
-                raise ValueError(f"task {self.name!r}: the demonstration of {question(p)!r} fails its own verifier: "
-                                 f"{verdict.reason}. Correct it, or leave it out.")
+        if both := {p.key: None for p, _ in leaks(self.train, self.heldout)}:
+            raise ValueError(f"task {self.name!r}: held out and in training both: {', '.join(both)}.")
+        wrong = [f"the demonstration of {question(p)!r} fails its own verifier: {verdict.reason}"
+                 for p in (*self.train, *self.heldout)
+                 if p.demonstration is not None and not (verdict := self.verify(p, p.demonstration)).correct]
+        if wrong:
+            raise ValueError(f"task {self.name!r}: {'; '.join(wrong)}. Correct it, or leave it out.")
+
+
+def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
+    """Pairs of a held-out problem and a training problem that gives it away: the same key, or the question within a
+    prompt or a demonstration."""
+    shown = [(p, "\n".join([*(m["content"] for m in p.messages), p.demonstration or ""])) for p in train]
+    keys, everything = {p.key for p, _ in shown}, "\n".join(text for _, text in shown)
+    found = []
+    for p in heldout:
+        if p.key in keys or question(p) in everything:  # else not worth the walk below
+            asked = re.compile(rf"(?<!\w){re.escape(question(p))}(?!\w)")
+            found += [(p, other) for other, text in shown if other.key == p.key or asked.search(text)]
+    return found
 
 
 def question(problem: Problem) -> str:

@@ -163,7 +163,7 @@ class Trainer:
             self.engine.sync()
             sampled = self._sample(self._problems(step), seed=self.config.seed * 1_000_003 + step)
         with _timed(seconds, "gate"):
-            demonstrations = [self._demonstration(g.problem) for g in sampled]
+            demonstrations = [self.demonstration(g.problem) for g in sampled]
             groups = [teach(method, g, d) for g, d in zip(sampled, demonstrations, strict=True)]
         rate = learning_rate(self.config, step)
         with _timed(seconds, "update"):
@@ -224,7 +224,7 @@ class Trainer:
 
     # setting up ----------------------------------------------------------------------------------------------------
 
-    def _demonstration(self, problem: Problem) -> Rollout | None:
+    def demonstration(self, problem: Problem) -> Rollout | None:
         """The problem's demonstration as a rollout: tokenised alone, its end of turn appended. None if there is none, or
         if it is longer than the limit."""
         if problem.demonstration is None:

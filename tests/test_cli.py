@@ -8,6 +8,7 @@ import pytest
 
 from hapo_lab.cli import main, summary
 from hapo_lab.records import RunLog
+from hapo_lab.tasks import load_task, question
 from hapo_lab.trainer import TINY
 
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
@@ -81,3 +82,56 @@ def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys)
 def test_a_folder_without_a_run_is_named(tmp_path, command):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no run"):
         main([command, str(tmp_path)])
+
+
+# a task of your own
+
+VERIFIER = '''
+from hapo_lab.tasks import Verdict
+
+def total(problem, completion):
+    return Verdict(completion.endswith(problem.answer), f"it ends with {completion[-4:]!r}")
+'''
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The arguments that name a task file and its verifier."""
+    rows = [{"prompt": question(p), "answer": f"{p.answer}.", "demonstration": f"{p.demonstration}."}
+            for p in load_task("sums").train]
+    rows[0]["demonstration"] = None
+    rows[1]["demonstration"] = " " * 30 + rows[1]["demonstration"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(VERIFIER)
+    return ["--model", "tiny", "--task", str(tmp_path / "own.jsonl"), "--verifier", f"{tmp_path / 'mine.py'}:total",
+            "--max-new-tokens", "30", "--heldout", "0.05"]
+
+
+def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(["train", str(run), *own, *SMALL])
+    says = capsys.readouterr().out
+    assert "own: 266 problems to train on, 264 with a demonstration of at most 30 tokens; 14 held out" in says
+    main(["train", str(run), *own, *SMALL, "--resume"])
+    main(["evaluate", str(run), "--samples", "2"])
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert len(figures["after"]["by_problem"]) == 14
+
+    (tmp_path / "own.jsonl").write_text((tmp_path / "own.jsonl").read_text().replace("null", '"85."', 1))
+    with pytest.raises(SystemExit, match="own.jsonl holds demonstrations that the verifier rejects"):
+        main(["train", str(run), *own, *SMALL, "--resume"])
+    with pytest.raises(SystemExit, match="own.jsonl has changed since the run was made"):
+        main(["evaluate", str(run)])
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--task", "none.jsonl", "--verifier", "last_number"], "none.jsonl can't be read: no such file or directory."),
+    (["--task", "none.jsonl"], "a task file needs --verifier: exact_match, last_number, or FILE.py:FUNCTION."),
+    (["--task", "none.jsonl", "--verifier", "none"], "unknown verifier 'none'; choose one of exact_match, last_number"),
+    (["--verifier", "last_number"], "task 'json_record' brings its own verifier: leave out --verifier."),
+])
+def test_a_task_file_that_is_not_complete_gets_one_sentence(tmp_path, arguments, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "run"), *arguments])
+    assert str(stopped.value).startswith(f"hapo_lab: {sentence}")
+    assert not (tmp_path / "run").exists()

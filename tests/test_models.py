@@ -1,41 +1,17 @@
 """The real 4-bit model: the bitsandbytes trap, the adapter, what is refused."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft.tuners.lora import LoraLayer
 
 from hapo_lab import models
+from hapo_lab.doctor import gradient_agreement
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.rollouts import Sampling, TransformersEngine
 from hapo_lab.tasks import load_task
 
 PROBLEM = load_task(seed=0).train[0]
-
-
-def adapter_gradients(policy) -> dict[str, torch.Tensor]:
-    policy.model.zero_grad()
-    completion = policy.tokenizer.encode(PROBLEM.demonstration, add_special_tokens=False)
-    logp, _, _ = completion_logprobs(policy.model, [prompt_ids(policy, PROBLEM)], [[completion]])
-    logp.sum().backward()
-    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.requires_grad}
-
-
-@contextmanager
-def dequantised(policy):
-    """The same policy, its base layers replaced by plain linear ones of the dequantised weights, for a while."""
-    layers = {module: module.base_layer for module in policy.model.modules() if isinstance(module, LoraLayer)}
-    for module, base in layers.items():
-        linear = torch.nn.Linear(base.in_features, base.out_features, bias=False)
-        linear.weight = torch.nn.Parameter(dequantize_4bit(base.weight.data, base.weight.quant_state), requires_grad=False)
-        module.base_layer = linear
-    yield
-    for module, base in layers.items():
-        module.base_layer = base
 
 
 @pytest.fixture
@@ -56,18 +32,9 @@ def test_the_base_is_4_bit_nf4_with_double_quantization_and_the_adapter_float32(
     assert len(moved.trainable()) == 30 * 7 * 2
 
 
-def test_gradients_stay_right_after_generating_in_eval_mode(moved):
-    prompt = torch.tensor([prompt_ids(moved, PROBLEM)])
-    moved.model.eval()
-    with torch.no_grad():
-        moved.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
-    after_generating = adapter_gradients(moved)
-    with dequantised(moved):
-        reference = adapter_gradients(moved)
-    for name, expected in reference.items():
-        found = after_generating[name]
-        assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99, name
-        assert found.norm().item() == pytest.approx(expected.norm().item(), rel=0.02), name
+def test_gradients_stay_right_after_generating_in_eval_mode(policy):
+    lowest, worst = gradient_agreement(policy, PROBLEM)
+    assert lowest > 0.99 and worst < 0.02
 
 
 @pytest.mark.skipif(not __import__("bitsandbytes.functional").functional.has_avx512bf16(),

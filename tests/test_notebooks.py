@@ -81,6 +81,29 @@ def test_what_every_lesson_holds(path):
                 if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
 
 
+OWN_TASK = ROOT / "notebooks" / "08_your_own_task.ipynb"
+
+
+def test_your_own_task_runs_from_top_to_bottom(monkeypatch, tmp_path):
+    """It asserts what it expects."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
+    notebook = nbformat.read(OWN_TASK, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(OWN_TASK.parent)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], "an error, or a warning"
+    assert (tmp_path / "08_your_own_task" / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_your_own_task_is_short_and_states_what_it_asserts():
+    cells = nbformat.read(OWN_TASK, as_version=4).cells
+    assert all(word in cells[0].source for word in ("**Afterwards you can explain**", "**Takes**", "**Needs**"))
+    assert cells[-1].source.splitlines().count("## Try") == 1
+    expected = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Expected" in cell.source]
+    assert len(expected) == 6 and all("assert " in cells[i + 1].source + cells[i + 2].source for i in expected)
+    assert all(len(source.splitlines()) <= 12 for source in code_of(OWN_TASK))
+
+
 def test_the_training_cell_is_at_most_ten_lines():
     notebook = nbformat.read(ROOT / "notebooks" / "05_train_live.ipynb", as_version=4)
     training, = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "for record in trainer" in cell.source]

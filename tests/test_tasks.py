@@ -156,9 +156,9 @@ def test_a_sound_task_is_accepted_and_a_demonstration_is_optional():
     assert task([problem("7*8", demonstration="56"), problem("14*4")], [problem("28*2")]).name == "sums"
 
 
-def test_a_demonstration_that_fails_its_own_verifier_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'sums': the demonstration of 'What is 14\*4\?' fails .* it says 54, "):
-        task([problem("7*8", demonstration="56"), problem("14*4", demonstration="54")], [problem("28*2")])
+def test_demonstrations_that_fail_their_own_verifier_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"the demonstration of 'What is 14\*4\?' fails .* it says 54, .*'What is 4\*14"):
+        task([problem("7*8", demonstration="56"), problem("14*4", demonstration="54")], [problem("4*14", demonstration="5")])
 
 
 def test_a_problem_in_both_splits_is_refused_by_name():
@@ -170,7 +170,7 @@ def test_a_problem_in_both_splits_is_refused_by_name():
     problem("another key", asked="What is 28*2?"), problem("two", asked="Add these. What is 28*2? What is 3*3?"),
     problem("7*8", demonstration="What is 28*2? The same")], ids=["asked", "asked among others", "in a demonstration"])
 def test_a_held_out_question_that_occurs_in_training_is_refused_by_name(train):
-    with pytest.raises(ValueError, match=r"'sums': the held-out question 'What is 28\*2\?' occurs"):
+    with pytest.raises(ValueError, match=r"'sums': held out and in training both: 28\*2\."):
         task([train], [problem("28*2")])
 
 

@@ -1,0 +1,289 @@
+"""A task from files of your own: problems in a JSONL file, and a verifier.
+
+Each line holds one problem:
+
+    {"prompt": "What is 27 + 58?", "answer": "85", "demonstration": "27 + 58 = 85. Total = 85", "split": "train"}
+
+`prompt` is the question, or a list of chat messages that ends with the user's. `answer` is what the verifier compares
+with. `demonstration`, a teacher's completion, may be null or absent. `split`, "train" or "heldout", stands on every line or on
+none. `key` says what a problem is about: problems with one key stay in one split; by default it is the question. Other fields
+are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import random
+import re
+import sys
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from hapo_lab.tasks import Problem, Task, Verdict, Verifier, leaks, load_task, question
+
+EXAMPLE = '{"prompt": "What is 27 + 58?", "answer": "85"}'
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a task file."""
+
+    where: str
+    """File and line, for messages."""
+    problem: Problem
+    split: str | None
+    fields: dict
+    """All that the line holds, as it was read."""
+
+
+def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *, heldout: float = 0.2, seed: int = 0) -> Task:
+    """The task that a file and a verifier make.
+
+    Parameters
+    ----------
+    path : file
+        JSONL, UTF-8, as this module's docstring says.
+    verify : str or Verifier
+        A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function of (problem, completion) that returns a `Verdict`. A run
+        whose verifier is a function can't be evaluated from the command line: no other process can find it.
+    max_new_tokens : int
+        Room for a right completion, in tokens. A longer demonstration counts as missing.
+    heldout : float
+        Share of the problems to hold out, where the file itself does not say which; drawn with the seed.
+
+    Raises
+    ------
+    ValueError
+        A line that can't be read (file, line and field); problems twice or in both splits, and demonstrations that the
+        verifier rejects (all of them, with their lines).
+    """
+    path, verifier = Path(path), load_verifier(verify)
+    rows = read_rows(path, verifier)
+    train, held = _split(path, rows, heldout, seed)
+    _refuse_leaks(path, rows, train, held)
+    source = {"file": str(path.absolute()), "sha256": _sha256(path), "verifier": _spec(verify),
+              "max_new_tokens": max_new_tokens, "heldout": heldout}
+    return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source)
+
+
+def task_of_run(about: dict) -> Task:
+    """The task of a run, built again from its `run.json`; ValueError if its file is gone or another one by now."""
+    source, seed = about.get("source"), about["config"]["seed"]
+    if source is None:
+        return load_task(about["task"], seed)
+    if source["verifier"] is None:
+        raise ValueError(f"task {about['task']!r}: its verifier was a function of a notebook or a script; evaluate it there, "
+                         'with `hapo_lab.evaluate.evaluate`, or train with "FILE.py:FUNCTION".')
+    if _sha256(Path(source["file"])) != source["sha256"]:
+        raise ValueError(f"{source['file']} has changed since the run was made, so its held-out problems may have been trained "
+                         "on: bring the old file back.")
+    return load_jsonl(source["file"], source["verifier"], source["max_new_tokens"], heldout=source["heldout"], seed=seed)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+
+
+# reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, verify: Verifier) -> list[Row]:
+    """A file's problems, in order; ValueError for lines that can't be read, problems twice, demonstrations that fail."""
+    try:
+        text = _bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
+    rows = [_row(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{path} is empty: it must hold one problem a line, such as {EXAMPLE}.")
+    _refuse_twins(path, rows)
+    _refuse_rejected(path, rows, verify)
+    return rows
+
+
+def _row(where: str, line: str) -> Row:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg.lower()} at character {error.pos + 1}); each line must hold one "
+                         f"problem, such as {EXAMPLE}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: {_kind(fields)}, but no object; each line must hold one problem, such as {EXAMPLE}.")
+    for name in ("prompt", "answer"):
+        if name not in fields:
+            raise ValueError(f"{where}: the field {name!r} is missing (there are: {', '.join(fields) or 'none'}).")
+    messages = _messages(where, fields["prompt"])
+    demonstration, split, key = (_text(where, name, fields[name]) if fields.get(name) is not None else None
+                                 for name in ("demonstration", "split", "key"))
+    if split not in (None, "train", "heldout"):
+        raise ValueError(f'{where}: \'split\' is {split!r}; it must be "train" or "heldout".')
+    answer = _text(where, "answer", fields["answer"], may_be_empty=True)
+    return Row(where, Problem(key or messages[-1]["content"], messages, answer, demonstration), split, fields)
+
+
+def _text(where: str, name: str, value: object, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        hint = f': write "{value}"' if type(value) in (int, float) else ""
+        raise ValueError(f"{where}: {name!r} is {_kind(value)}; it must be a string{hint}.")
+    if not value.strip() and not may_be_empty:
+        raise ValueError(f"{where}: {name!r} is empty.")
+    return value
+
+
+def _messages(where: str, prompt: object) -> tuple[dict[str, str], ...]:
+    """Of a prompt: a string is the user's only message."""
+    if not isinstance(prompt, list):
+        return ({"role": "user", "content": _text(where, "prompt", prompt)},)
+    for message in prompt:
+        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+            raise ValueError(f"{where}: 'prompt' is a list, so each part must be a chat message, "
+                             '{"role": "user", "content": "..."}.')
+        if message["role"] not in ("system", "user", "assistant"):
+            raise ValueError(f"{where}: 'prompt' has the role {message['role']!r}; it must be system, user or assistant.")
+        _text(where, "content", message["content"])
+    if not prompt or prompt[-1]["role"] != "user":
+        raise ValueError(f"{where}: 'prompt' must end with a message of the user's.")
+    return tuple(prompt)
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), f"a number ({value})")
+
+
+# what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_twins(path: Path, rows: list[Row]) -> None:
+    same: dict[str, list[Row]] = {}
+    for row in rows:
+        same.setdefault(json.dumps(row.problem.messages), []).append(row)
+    if twins := [group for group in same.values() if len(group) > 1]:
+        raise ValueError(_listed(path, "holds problems more than once; keep one of each", [
+            f"{_lines(group)}: {question(group[0].problem)!r}"
+            + (", in train and heldout both" if len({row.split for row in group}) > 1 else "") for group in twins]))
+
+
+def _refuse_rejected(path: Path, rows: list[Row], verify: Verifier) -> None:
+    wrong = []
+    for row in rows:
+        _judge(row, verify, "")  # so that a verifier that can't read this answer says so now, and not in the middle of a run
+        if (text := row.problem.demonstration) is not None and not (verdict := _judge(row, verify, text)).correct:
+            wrong.append(f"{_lines([row])}: {verdict.reason}")
+    if wrong:
+        remedy = "correct them, or set them to null"
+        raise ValueError(_listed(path, f"holds demonstrations that the verifier rejects; {remedy}", wrong))
+
+
+def _judge(row: Row, verify: Verifier, completion: str) -> Verdict:
+    try:
+        verdict = verify(row.problem, completion)
+    except Exception as error:
+        raise ValueError(f"{row.where}: the verifier fails on the completion {completion!r}: "
+                         f"{type(error).__name__}: {error}") from error
+    if not isinstance(verdict, Verdict):
+        raise ValueError(f"{row.where}: the verifier returns {verdict!r}; it must return a Verdict(correct, reason), "
+                         "from hapo_lab.tasks.")
+    return verdict
+
+
+def _refuse_leaks(path: Path, rows: list[Row], train: list[Problem], held: list[Problem]) -> None:
+    if found := leaks(train, held):
+        row_of = {id(row.problem): row for row in rows}
+        remedy = "keep one of each pair" if rows[0].split else "give each pair one 'key', which keeps it together"
+        raise ValueError(_listed(path, f"holds problems that stand in train and heldout both; {remedy}", [
+            f"{_lines([row_of[id(a)], row_of[id(b)]])}: {question(a)!r}" for a, b in found]))
+
+
+def _listed(path: Path, what: str, points: list[str]) -> str:
+    return f"{path} {what}:" + "".join(f"\n  {point}" for point in points)
+
+
+def _lines(rows: list[Row]) -> str:
+    numbers = [row.where.rpartition(" ")[2] for row in rows]
+    return f"line {numbers[0]}" if len(rows) == 1 else f"lines {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def _split(path: Path, rows: list[Row], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
+    if not 0 < share < 1:
+        raise ValueError(f"heldout is {share}; it must be a share of the problems, between 0 and 1.")
+    said = [row for row in rows if row.split]
+    if said and len(said) < len(rows):
+        other = next(row for row in rows if not row.split)
+        raise ValueError(f"{other.where}: 'split' is missing, though others have it: write it on every line, or on none.")
+    keys = sorted({row.problem.key for row in rows})
+    drawn = set(random.Random(seed).sample(keys, max(1, round(share * len(keys)))))
+    held = [row.problem for row in rows if (row.split == "heldout" if said else row.problem.key in drawn)]
+    train = [row.problem for row in rows if (row.split == "train" if said else row.problem.key not in drawn)]
+    if not train or not held:
+        raise ValueError(f"{path} has no problem {'held out' if train else 'to train on'}; it needs both.")
+    return train, held
+
+
+# verifiers ---------------------------------------------------------------------------------------------------------
+
+
+def exact_match(problem: Problem, completion: str) -> Verdict:
+    """Right if the completion is the answer; white space around it is free."""
+    said, expected = completion.strip(), problem.answer.strip()
+    return Verdict(said == expected, f"it says {said[:40]!r}, the answer is {expected!r}")
+
+
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", re.ASCII)
+
+
+def last_number(problem: Problem, completion: str) -> Verdict:
+    """Right if the last number of the completion is the answer: 1,234 is 1234.0, and \\boxed{85} is 85."""
+    expected, said = _NUMBER.findall(problem.answer), _NUMBER.findall(completion)
+    if len(expected) != 1:
+        raise ValueError(f"the answer {problem.answer!r} must hold one number")
+    if not said:
+        return Verdict(False, "there is no number in it")
+    return Verdict(_value(said[-1]) == _value(expected[0]), f"its last number is {said[-1][:40]}, the answer is {expected[0]}")
+
+
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", ""))
+
+
+VERIFIERS: dict[str, Verifier] = {"exact_match": exact_match, "last_number": last_number}
+
+
+def load_verifier(verify: str | Verifier) -> Verifier:
+    """By name, or a function from a Python file of your own: "FILE.py:FUNCTION". The file is run, as `import` would run it."""
+    if callable(verify):
+        return verify
+    if verify in VERIFIERS:
+        return VERIFIERS[verify]
+    file, _, name = verify.rpartition(":")
+    if not file.endswith(".py"):
+        raise ValueError(f"unknown verifier {verify!r}; choose one of {', '.join(VERIFIERS)}, or write FILE.py:FUNCTION.")
+    if not Path(file).is_file():
+        raise ValueError(f"verifier {verify!r}: there is no file {file}.")
+    spec = importlib.util.spec_from_file_location(f"verifier_{Path(file).stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"verifier {verify!r}: {file} can't be imported: {type(error).__name__}: {error}") from error
+    if not callable(function := getattr(module, name, None)):
+        raise ValueError(f"verifier {verify!r}: there is no function {name!r} in {file}.")
+    return function
+
+
+def _spec(verify: str | Verifier) -> str | None:
+    """What another process finds the verifier by."""
+    if callable(verify):
+        return None
+    return verify if verify in VERIFIERS else str(Path(verify).absolute())
