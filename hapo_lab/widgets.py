@@ -16,10 +16,11 @@ from uuid import uuid4
 import ipywidgets as ipw
 from IPython.display import display, update_display
 
-from hapo_lab import explore
+from hapo_lab import explore, look
 from hapo_lab.drawing import Figure, to_png
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import SHAPINGS
+from hapo_lab.records import RunLog
 
 
 class Explorable:
@@ -140,13 +141,13 @@ def injection(successes: int = 0, step: int = 1) -> Explorable:
     return Explorable(explore.injection, {
         "step": _whole("step", step, 1, 4), "successes": _whole("S, right", successes, 0, 16),
         "trials": _whole("N, rollouts", 8, 2, 16),
-        **_gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward},
+        **gate_sliders(), "scale": _scale("std")}, _ladder, {"Next step": onward},
         [("successes", "trials", "step", "Next step"), (*_GATE, "scale")])
 
 
 def prior_pull(successes: int = 6) -> Explorable:
     """The prior's tug-of-war with the group."""
-    return Explorable(explore.prior_pull, {**_gate_sliders(), "successes": _whole("S, right", successes, 0, 16),
+    return Explorable(explore.prior_pull, {**gate_sliders(), "successes": _whole("S, right", successes, 0, 16),
                                            "trials": _whole("N, rollouts", 8, 2, 16)}, _ladder,
                       rows=[_GATE, ("successes", "trials")])
 
@@ -164,7 +165,7 @@ def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
     return Explorable(lambda secret, **rest: explore.gate_lab(explore.hidden_rate(secret), seed=secret, **rest), {
         "secret": ipw.BoundedIntText(description="secret no.", value=secret, min=1, max=99, layout=ipw.Layout(width="180px")),
         "groups": _whole("groups", groups, 1, explore.MOST_GROUPS), "trials": _whole("N, rollouts", 8, 2, 16),
-        **_gate_sliders(),
+        **gate_sliders(),
         "reveal": ipw.Checkbox(description="reveal", value=False, indent=False, layout=ipw.Layout(width="90px"))},
         _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another},
         [("secret", "groups", "+1 group", "+10 groups", "reveal", "New secret"), (*_GATE, "trials")])
@@ -178,6 +179,26 @@ def clip_and_shape() -> Explorable:
                                   style=_LABEL, layout=_WIDTH),
         "shaping": ipw.Dropdown(description="shaping F", options=list(SHAPINGS), value="ratio", style=_LABEL, layout=_WIDTH),
         "lam": _log("lambda", 0.1, -4)})
+
+
+# a run -------------------------------------------------------------------------------------------------------------
+
+
+def look_inside(log: RunLog) -> Explorable:
+    """Any group of any step: who said what, what it earned, who was replaced."""
+    groups = len(log.steps[0].problems) if log.steps else 1
+    return Explorable(lambda step, number: (look.group_page(log, step, number)[0], {}),
+                      {"step": _whole("step", 1, 1, max(len(log.steps), 1)), "number": _whole("group", 1, 1, groups)},
+                      lambda step, number: look.group_page(log, step, number)[1])
+
+
+def scrub(log: RunLog) -> Explorable:
+    """Slide through a run, and ask another gate what it would have decided about the same groups."""
+    given, trials = log.gate(1), max(log.steps[0].trials) if log.steps else log.about["config"]["group_size"]
+    start = BetaGate(**{k: v for k, v in given.items() if k != "kind"}) if given["kind"] == "BetaGate" else BetaGate()
+    return Explorable(lambda step, **gate: look.replay_figure(log, step, **gate),
+                      {"step": _whole("step", max(len(log.steps), 1), 1, max(len(log.steps), 1)), **gate_sliders(start)},
+                      lambda step, **gate: _ladder(trials=trials, **gate))
 
 
 # their parts -------------------------------------------------------------------------------------------------------
@@ -208,9 +229,10 @@ def _scale(value: str) -> ipw.Dropdown:
                         style=_LABEL, layout=_WIDTH)
 
 
-def _gate_sliders() -> dict[str, ipw.FloatSlider]:
-    return {"alpha": _slider("prior a0", 1, 0, 6, 0.25), "beta": _slider("prior b0", 1, 0, 6, 0.25),
-            "threshold": _slider("threshold", 0.8, 0, 1, 0.01)}
+def gate_sliders(gate: BetaGate = BetaGate()) -> dict[str, ipw.FloatSlider]:
+    """A slider for each of a gate's numbers, by its name."""
+    return {"alpha": _slider("prior a0", gate.alpha, 0, 6, 0.25), "beta": _slider("prior b0", gate.beta, 0, 6, 0.25),
+            "threshold": _slider("threshold", gate.threshold, 0, 1, 0.01)}
 
 
 def _ladder(alpha: float, beta: float, threshold: float, trials: int, successes: int | None = None, **_) -> str:

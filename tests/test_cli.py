@@ -112,16 +112,17 @@ def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
     main(["train", str(run), *own, *SMALL])
     says = capsys.readouterr().out
     assert "own: 266 problems to train on, 264 with a demonstration of at most 30 tokens; 14 held out" in says
-    main(["train", str(run), *own, *SMALL, "--resume"])
+    main(["resume", str(run)])
     main(["evaluate", str(run), "--samples", "2"])
     figures = json.loads((run / "evaluation.json").read_text())
     assert len(figures["after"]["by_problem"]) == 14
 
     (tmp_path / "own.jsonl").write_text((tmp_path / "own.jsonl").read_text().replace("null", '"85."', 1))
     with pytest.raises(SystemExit, match="own.jsonl holds demonstrations that the verifier rejects"):
-        main(["train", str(run), *own, *SMALL, "--resume"])
-    with pytest.raises(SystemExit, match="own.jsonl has changed since the run was made"):
-        main(["evaluate", str(run)])
+        main(["train", str(tmp_path / "another"), *own, *SMALL])
+    for command in ("evaluate", "resume"):
+        with pytest.raises(SystemExit, match="own.jsonl has changed since the run was made"):
+            main([command, str(run)])
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
