@@ -93,8 +93,8 @@ class Controls:
 
     def _tell(self, run: Run) -> None:
         """In the training's thread, after each step and at each change of its state."""
-        self.status.value = run.status
+        self._dashboard.update(last=run.state != "running")
+        self.status.value = run.status  # after the picture: what it tells is to be seen
         self.buttons["Pause"].description = "Go on" if run.state == "paused" else "Pause"
         for button in self.buttons.values():
             button.disabled = run.state in ("finished", "stopped", "failed")
-        self._dashboard.update(last=run.state != "running")

@@ -13,7 +13,7 @@ from hapo_lab.records import RunLog, StepRecord
 from hapo_lab.ssi import Group
 
 
-def health_figure(log: RunLog) -> Figure:
+def health(log: RunLog) -> Figure:
     """What tells a sound training from a sick one, over the steps: gradient norm, clip fraction, dead groups before and
     after SSI, entropy, KL to the base, the teacher's log-probability and its share of the gradient's norm."""
     figure, last = Figure(), log.steps[-1:]

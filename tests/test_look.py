@@ -18,7 +18,7 @@ def says(figure) -> str:
 
 @pytest.mark.parametrize("name", ["tiny-hapo-0", "tiny-grpo-0", "hapo-0", "sft-0"])
 def test_health_has_a_panel_for_each_sign_whatever_was_measured(name):
-    figure = look.health_figure(shipped_run(name))
+    figure = look.health(shipped_run(name))
     assert len(figure.axes) == 6 and "health after step" in says(figure)
     assert to_png(figure).startswith(b"\x89PNG")
     assert ("Teacher's log p: not measured yet" in says(figure)) is (name == "tiny-grpo-0")
@@ -26,7 +26,7 @@ def test_health_has_a_panel_for_each_sign_whatever_was_measured(name):
 
 def test_health_of_a_run_without_steps_says_so():
     empty = RunLog(shipped_run("hapo-0").about)
-    assert says(look.health_figure(empty)).count("not measured yet") == 6
+    assert says(look.health(empty)).count("not measured yet") == 6
 
 
 def test_a_group_s_page_marks_the_teacher_and_who_was_replaced(log):
