@@ -230,8 +230,8 @@ def _bitsandbytes():
                                             "unquantized and takes more memory", fix)
         return
     right = error.item() < 0.15  # NF4 of normal numbers: about 0.09
-    yield Finding("bitsandbytes", right, f"{installed_version('bitsandbytes')}: 4 bits work" if right else
-                  f"{installed_version('bitsandbytes')}: a weight comes back {error:.0%} wrong from 4 bits", "" if right else fix)
+    says = "4 bits work" if right else f"a weight comes back {error:.0%} wrong from 4 bits"
+    yield Finding("bitsandbytes", right, f"{installed_version('bitsandbytes')}: {says}", "" if right else fix)
 
 
 @check("training step", vital=True)

@@ -1,4 +1,4 @@
-"""Write the one file that a notebook needs where there is no checkout, as on Colab: `make colab`, or `python archive.py`."""
+"""Write the one file that a notebook needs where no checkout is, as on Colab: `make colab`, or `python archive.py`."""
 
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -20,5 +20,5 @@ def write(archive: Path) -> None:
 
 if __name__ == "__main__":
     write(ARCHIVE)
-    print(f"{ARCHIVE.relative_to(ROOT)}: {ARCHIVE.stat().st_size / 1e6:.1f} MB. On Colab, upload it with the Files panel, and run a "
-          "notebook's first cell.")
+    print(f"{ARCHIVE.relative_to(ROOT)}: {ARCHIVE.stat().st_size / 1e6:.1f} MB. On Colab, upload it with the Files panel, "
+          "and run a notebook's first cell.")

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import time
 import venv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -39,7 +39,7 @@ def test_every_notebook_begins_with_the_same_cell():
     assert len(FIRST.splitlines()) <= 12 and max(map(len, FIRST.splitlines())) <= 128 and "://" not in FIRST
 
 
-# where nothing is missing -------------------------------------------------------------------------------------------
+# where nothing is missing --------------------------------------------------------------------------------------------
 
 
 def test_here_it_says_nothing_and_takes_no_time(capfd, monkeypatch):
@@ -65,7 +65,7 @@ def test_in_a_checkout_that_is_not_installed(colab, tmp_path):
     assert (done.stdout.strip(), done.stderr) == (str(tmp_path / "hapo_lab" / "__init__.py"), "")
 
 
-# what is missing ----------------------------------------------------------------------------------------------------
+# what is missing -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_left_alone_is_never_asked_for(monkeypatch):
@@ -83,17 +83,18 @@ class Colab:
 
     python: Path
     archive: Path
-    before: dict[str, str]
-    first: subprocess.CompletedProcess
+    content: Path
+    before: dict[str, str] | None = None
+    first: subprocess.CompletedProcess | None = None
 
     def run(self, *arguments, **options) -> subprocess.CompletedProcess:
-        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HAPO_LAB_RUNS")} | options.pop("env", {})
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HAPO_LAB_RUNS")}
         return subprocess.run([self.python, *arguments], capture_output=True, text=True, env=env, **options)
 
     def versions(self) -> dict[str, str]:
-        done = self.run("-c", "import json; from importlib.metadata import version\n"
-                        f"print(json.dumps({{name: version(name) for name in {[*VERSIONS, 'torch', 'bitsandbytes', 'gguf']}}}))")
-        return json.loads(done.stdout)
+        names = [*VERSIONS, "torch", "bitsandbytes", "gguf"]
+        done = self.run("-c", f"from importlib.metadata import version; print(*map(version, {names}))")
+        return dict(zip(names, done.stdout.split(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +113,12 @@ def colab(tmp_path_factory) -> Colab:
     kernel.parent.mkdir(parents=True)
     kernel.write_text(json.dumps({"argv": [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f",
                                            "{connection_file}"], "display_name": "Colab", "language": "python"}))
-    machine = Colab(python, ROOT / "dist" / "hapo_lab-colab.zip", {}, None)
+    machine = Colab(python, ROOT / "dist" / "hapo_lab-colab.zip", folder / "content")
     assert machine.run("-c", "import hapo_lab", cwd=folder).returncode  # or the archive would not be tested
-    content = uploaded(machine, folder / "content", NOTEBOOKS[0])
-    (content / "cell.py").write_text(FIRST)
-    return Colab(python, machine.archive, machine.versions(), machine.run("cell.py", cwd=content))
-
-
-def uploaded(machine: Colab, folder: Path, notebook: Path) -> Path:
-    """The folder with the archive and a notebook in it, and nothing else."""
-    folder.mkdir(exist_ok=True)
-    shutil.copy(machine.archive, folder)
-    shutil.copy(notebook, folder)
-    return folder
+    machine.content.mkdir()
+    shutil.copy(machine.archive, machine.content)
+    (machine.content / "cell.py").write_text(FIRST)
+    return replace(machine, before=machine.versions(), first=machine.run("cell.py", cwd=machine.content))
 
 
 def test_on_colab_the_first_cell_installs_what_is_missing_and_leaves_the_rest(colab):
@@ -136,6 +130,13 @@ def test_on_colab_the_first_cell_installs_what_is_missing_and_leaves_the_rest(co
                     "torch, numpy, ipykernel, ipywidgets stay as they are")
     assert all(after[name] == before[name] for name in (*LEFT_ALONE, "scipy", "matplotlib", "ipython", "bitsandbytes", "gguf"))
     assert f"transformers=={after['transformers']}" in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def test_run_again_it_says_nothing_and_overwrites_nothing(colab):
+    edited = colab.content / "hapo_lab" / "methods.py"
+    edited.write_text("# mine")
+    again = colab.run("cell.py", cwd=colab.content)
+    assert (again.returncode, again.stdout, again.stderr, edited.read_text()) == (0, "", "", "# mine")
 
 
 def test_what_would_replace_numpy_is_not_installed(colab):
@@ -158,18 +159,20 @@ def test_the_file_holds_a_checkout_and_nothing_that_runs_leave_behind(colab):
     assert {name for name in tracked if name.startswith(("hapo_lab/", "data/tiny/"))} <= names <= set(tracked)
     assert {"data/runs/hapo-0/steps.jsonl", "notebooks/00_start_here.ipynb", "LICENSE"} <= names
     assert colab.archive.stat().st_size < 5e6
+    assert str(colab.archive.relative_to(ROOT)) in (ROOT / "README.md").read_text()
 
 
-# the lessons --------------------------------------------------------------------------------------------------------
+# the lessons ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_lesson_runs_on_colabs_versions(path, colab, tmp_path, monkeypatch, request):
-    """05 goes on where the main job's own test ended: its training is done, and its pictures, adapter and exam are made here."""
+    """05 goes on where the main job's own test ended: SmolLM2 has been trained, and is looked at, saved and examined here."""
     monkeypatch.setenv("JUPYTER_PATH", str(colab.python.parent.parent / "share" / "jupyter"))
     for name in ("PYTHONPATH", "HAPO_LAB_RUNS"):
         monkeypatch.delenv(name, raising=False)
-    uploaded(colab, tmp_path, path)
+    shutil.copy(colab.archive, tmp_path)
+    shutil.copy(path, tmp_path)
     if path.stem.startswith("05"):
         shutil.copytree(request.getfixturevalue("main_job").run, tmp_path / "runs" / "05_train_live")
     notebook = nbformat.read(path, as_version=4)
