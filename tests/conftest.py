@@ -1,4 +1,10 @@
-"""What several test files build: rollouts, groups, demonstrations."""
+"""What several test files build: rollouts, groups, demonstrations, runs."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -79,3 +85,18 @@ def whole(tiny, sums, tmp_path_factory):
     for policy in as_new(tiny):
         list(Trainer(policy, sums, HAPO, SMALL, folder=folder))
     return folder
+
+
+@dataclass(frozen=True)
+class MainJob:
+    done: subprocess.CompletedProcess
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory):
+    """`make demo`, whole."""
+    runs = tmp_path_factory.mktemp("main_job")
+    done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=Path(__file__).resolve().parent.parent,
+                          capture_output=True, text=True, env=os.environ | {"HAPO_LAB_RUNS": str(runs)})
+    return MainJob(done, runs / "05_train_live")

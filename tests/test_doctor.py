@@ -52,7 +52,7 @@ def test_wrong_gradients_are_noticed():
 
 
 def test_what_is_missing_or_old_comes_with_its_command(monkeypatch):
-    monkeypatch.setattr(MODULE, "_requirements", lambda: ["torch>=99", "no-such-package>=2", "gguf-that-is-not>=1"])
+    monkeypatch.setattr(MODULE, "requirements", lambda: ["torch>=99", "no-such-package>=2", "gguf-that-is-not>=1"])
     seen = by_name(_packages())
     assert seen["torch"].ok is None and seen["torch"].fix == 'python -m pip install "torch>=99"'
     assert seen["no-such-package"] == Finding("no-such-package", False, "not installed",

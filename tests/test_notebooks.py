@@ -1,10 +1,7 @@
 """The notebooks: what is committed, and the main job run from top to bottom by the README's command."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -110,12 +107,10 @@ def test_the_training_cell_is_at_most_ten_lines():
     assert len(training.splitlines()) <= 10
 
 
-def test_the_main_job(tmp_path):
-    """`make demo`, whole: its notebook asserts what it expects."""
-    done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"HAPO_LAB_RUNS": str(tmp_path)})
+def test_the_main_job(main_job):
+    """Its notebook asserts what it expects."""
+    done, run = main_job.done, main_job.run
     assert done.returncode == 0, done.stdout + done.stderr
-    run = tmp_path / "05_train_live"
     lines = done.stdout.splitlines()
     assert sum(line.startswith("step ") for line in lines) >= 25  # live: a line a step, as they come
     assert any(line.startswith("step 30 of 30") for line in lines)

@@ -1,0 +1,61 @@
+"""What a notebook's first cell calls: it installs what this kit needs and the machine lacks, as Colab's does some.
+
+Nothing here imports what it may have to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hapo_lab.doctor import ROOT, installed_version, requirements
+
+LEFT_ALONE = ("torch", "numpy", "ipykernel", "ipywidgets")
+"""Never installed and never replaced: on Colab they fit the drivers, the running kernel and the front end."""
+
+
+def prepare() -> None:
+    """Install what is missing, and say so; say nothing where nothing is. Processes that a cell starts will find this package.
+
+    Raises
+    ------
+    RuntimeError
+        pip could not install it.
+    """
+    if wanted := missing():
+        print(f"installing {', '.join(wanted)}; {', '.join(LEFT_ALONE)} stay as they are", flush=True)
+        install(wanted)
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if str(ROOT) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
+
+
+def missing() -> list[str]:
+    """For pip: what isn't there in a version that this kit works with, each in the version that it was tested with."""
+    from packaging.requirements import Requirement
+    return [_tested().get(wanted.name, str(wanted)) for wanted in map(Requirement, requirements())
+            if wanted.name not in LEFT_ALONE
+            and not ((version := installed_version(wanted.name)) and wanted.specifier.contains(version, prereleases=True))]
+
+
+def install(wanted: list[str]) -> None:
+    """By pip, with what it depends on; what is left alone is held where it is, or RuntimeError."""
+    held = [f"{name}=={version}" for name in LEFT_ALONE if (version := installed_version(name))]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(held))
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *wanted],
+                              capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"could not install {', '.join(wanted)} with pip; its last words: {done.stderr.strip()[-300:]}")
+    importlib.invalidate_caches()
+
+
+def _tested() -> dict[str, str]:
+    """Package -> its line in requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines() if (ROOT / "requirements.txt").exists() else []
+    return {line.partition("==")[0]: line for line in lines if "==" in line}
