@@ -6,6 +6,7 @@ Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from math import inf
 
@@ -14,6 +15,7 @@ import torch
 from hapo_lab.gate import (
     AlwaysGate,
     BetaGate,
+    BetaPosterior,
     Gate,
     HardGate,
     NeverGate,
@@ -107,16 +109,25 @@ def _described(part) -> str | int | float | dict:
     return {"kind": getattr(part, "__name__", type(part).__name__), **(asdict(part) if is_dataclass(part) else {})}
 
 
-def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
-    """From a group as sampled to the group that the update sees: gate, SSI, reserved seats, advantages.
+def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[float]) -> tuple[list[Group], dict]:
+    """A step's groups with the gate's posterior and decision filled in, and its state for the next step.
 
-    Without a demonstration the group keeps its rollouts; its posterior, decision and advantages are filled in.
+    See `Gate.decide`: `uniforms` is one number in [0, 1) a group.
     """
-    successes, trials = group.successes, len(group.rollouts)
-    decision = bool(method.gate.injects(successes, trials))
-    group = replace(group, posterior=method.gate.posterior(successes, trials), decision=decision)
+    decisions, posterior, state = gate.decide(state, [g.problem.key for g in groups], [g.successes for g in groups],
+                                              [len(g.rollouts) for g in groups], uniforms)
+    beliefs = [BetaPosterior(*pair) for pair in zip(posterior.alpha, posterior.beta, strict=True)]
+    return [replace(g, posterior=belief, decision=decision)
+            for g, belief, decision in zip(groups, beliefs, decisions.tolist(), strict=True)], state
+
+
+def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
+    """From a group that the gate has judged to the group that the update sees: SSI, reserved seats, advantages.
+
+    Without a demonstration the group keeps its rollouts; its advantages are filled in.
+    """
     if demonstration is not None:
-        if decision:
+        if group.decision:
             group = synthetic_success_injection(group, demonstration)
         seats = (replace(demonstration, teacher=True),) * method.teacher_seats
         group = replace(group, rollouts=group.rollouts + seats)
