@@ -45,7 +45,6 @@ class PurityRun:
     decisions: list[list[int]]
     teacher_share: list[float | None]
     """Of the gradient's norm, see `StepRecord`; None: the step took none."""
-    dead_after: list[int]
     spare: dict[str, list[int]]
     """Step (from 1) -> T, successes of the rollouts that took no part, one number a group; out of
     `spare_trials`."""
@@ -59,7 +58,7 @@ class PurityRun:
         share = [r.teacher_share if r.updated else None for r in log.steps]
         return cls(setting, about, [list(r.problems) for r in log.steps], [list(r.successes) for r in log.steps],
                    [[int(d) for d in r.decisions] for r in log.steps], [x if x is None else round(x, 4) for x in share],
-                   [r.dead_after for r in log.steps], spare, spare_trials, heldout)
+                   spare, spare_trials, heldout)
 
     @property
     def seed(self) -> int:
