@@ -46,9 +46,9 @@ class PurityRun:
     teacher_share: list[float | None]
     """Of the gradient's norm, see `StepRecord`; None: the step took none."""
     spare: dict[str, list[int]]
-    """Step (from 1) -> T, successes of the rollouts that took no part, one number a group; out of
-    `spare_trials`."""
+    """Measured step (from 1) -> T, the successes of the rollouts that took no part, one number a group."""
     spare_trials: int
+    """M."""
     heldout: float
     """Success on held-out problems, of the saved adapter, loaded anew."""
 
@@ -135,6 +135,11 @@ def write(runs: Sequence[PurityRun], path: Path) -> None:
 
 def read(path: Path) -> list[PurityRun]:
     return [PurityRun(**json.loads(line)) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def shipped() -> dict[str, list[PurityRun]]:
+    """The runs that come with the kit, by setting."""
+    return {path.name.removesuffix(".jsonl.gz"): read(path) for path in sorted(SHIPPED.glob("*.jsonl.gz"))}
 
 
 @dataclass(frozen=True)
