@@ -20,16 +20,8 @@ from tqdm import tqdm  # noqa: E402
 
 from hapo_lab import disk  # noqa: E402
 from hapo_lab.evaluate import evaluate, grade, prompt_ids  # noqa: E402
-from hapo_lab.gate import (  # noqa: E402
-    AlwaysGate,
-    BetaGate,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
+from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate  # noqa: E402
+from hapo_lab.methods import GATES as KINDS  # noqa: E402
 from hapo_lab.methods import HAPO  # noqa: E402
 from hapo_lab.models import load_policy  # noqa: E402
 from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write  # noqa: E402
@@ -41,9 +33,9 @@ from hapo_lab.trainer import TINY, Trainer  # noqa: E402
 STEPS = 80
 PROBLEMS = 80
 """To train on: each comes again every ten steps, because a gate that remembers a prompt needs its visits."""
-GATES = {"beta": BetaGate(), "always": AlwaysGate(), "never": NeverGate(), "hard": HardGate(), "thompson": ThompsonGate(),
-         "by-step": StepAnnealedGate(steps=50), "by-success": SuccessAnnealedGate(), "running": RunningGate(discount=0.5),
-         "beta-3-3": BetaGate(3, 3), "by-success-3-3": SuccessAnnealedGate(3, 3)}
+GATES = {name: gate() for name, gate in KINDS.items()} | {
+    "by-step": StepAnnealedGate(steps=50), "running": RunningGate(discount=0.5),
+    "beta-3-3": BetaGate(3, 3), "by-success-3-3": SuccessAnnealedGate(3, 3)}
 """With the prior Beta(3, 3) the paper's gate can't close at N = 8; the last one repairs that."""
 SEEDS = range(5)
 MEASURED_EVERY, SPARE = 5, 16

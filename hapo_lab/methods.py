@@ -7,7 +7,7 @@ Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from math import inf
 
 import torch
@@ -83,9 +83,21 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-PARTS = {part.__name__: part for part in (
-    BetaGate, NeverGate, AlwaysGate, HardGate, ThompsonGate, StepAnnealedGate, SuccessAnnealedGate, RunningGate,
-    ratio, probability, sqrt, log_probability)}
+GATES = {"beta": BetaGate, "always": AlwaysGate, "never": NeverGate, "hard": HardGate, "thompson": ThompsonGate,
+         "by-step": StepAnnealedGate, "by-success": SuccessAnnealedGate, "running": RunningGate}
+"""To compare: "beta" is the paper's, the others are ours."""
+
+
+def get_gate(name: str, **numbers: float) -> Gate:
+    """A gate by its name. ValueError names what is not known: the gate, or a number that it doesn't have."""
+    if name not in GATES:
+        raise ValueError(f"unknown gate {name!r}; choose one of {', '.join(GATES)}.")
+    if unknown := numbers.keys() - {f.name for f in fields(GATES[name])}:
+        raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
+    return GATES[name](**numbers)
+
+
+PARTS = {part.__name__: part for part in (*GATES.values(), ratio, probability, sqrt, log_probability)}
 """What a run.json can name: gates and shapings."""
 
 

@@ -7,7 +7,7 @@ teacher plays the rarer right one. With only one right action the teacher could 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,19 +16,9 @@ from matplotlib.ticker import NullLocator
 from hapo_lab.drawing import Figure, end_labels, frame, grid, headline, panel_title, step_axis, style, write
 from hapo_lab.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
 from hapo_lab.explore import cell_figure, ladder_words, lamps_html
-from hapo_lab.gate import (
-    AlwaysGate,
-    BetaGate,
-    Gate,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
+from hapo_lab.gate import BetaGate, Gate, NeverGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import log_probability
-from hapo_lab.methods import HAPO, Method
+from hapo_lab.methods import HAPO, Method, get_gate
 from hapo_lab.purity import (
     binomial_pmf,
     chernoff_bound,
@@ -39,10 +29,6 @@ from hapo_lab.purity import (
 )
 from hapo_lab.purity_runs import LAST, PurityRun, outcome
 
-GATES = {"posterior mean": BetaGate, "posterior draw": ThompsonGate, "hard: S = 0": HardGate, "always": AlwaysGate,
-         "never": NeverGate, "running posterior": RunningGate, "falls with steps": StepAnnealedGate,
-         "falls with success": SuccessAnnealedGate}
-"""By what they look at. The first is the paper's, the others are ours, to compare."""
 MU = 1 / (1 + np.exp(-np.linspace(-6.5, 6.5, 53)))
 """Success rates for the curves, even in log odds: what happens near 1 is the question."""
 TARGET = 0.01
@@ -50,12 +36,9 @@ TARGET = 0.01
 
 
 def gate_of(kind: str, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> Gate:
-    """One of `GATES`, with those of the numbers that it has."""
-    if kind not in GATES:
-        raise ValueError(f"there is no gate {kind!r}; choose one of {', '.join(GATES)}.")
-    known = {f.name for f in fields(GATES[kind])}
-    numbers = {"alpha": alpha, "beta": beta, "threshold": threshold}
-    return GATES[kind](**{name: value for name, value in numbers.items() if name in known})
+    """One of `methods.GATES`, with these numbers if it has a prior and a threshold."""
+    gate = get_gate(kind)
+    return replace(gate, alpha=alpha, beta=beta, threshold=threshold) if hasattr(gate, "threshold") else gate
 
 
 def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> ExpectedGradient:
@@ -68,7 +51,7 @@ def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method =
 # the purity meter --------------------------------------------------------------------------------------------------
 
 
-def meter_line(success_rate: float = 0.9, trials: int = 8, kind: str = "posterior mean", alpha: float = 1.0, beta: float = 1.0,
+def meter_line(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
                threshold: float = 0.8, visit: int = 1) -> str:
     """The decision ladder, for every gate: a lamp that is not sure is filled as far as it injects."""
     gate = gate_of(kind, alpha, beta, threshold)
@@ -86,7 +69,7 @@ def _rung(chance: float, erases: bool) -> str:
     return "leave" if chance < 0.5 else "erases" if erases else "inject"
 
 
-def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "posterior mean", alpha: float = 1.0, beta: float = 1.0,
+def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
           threshold: float = 0.8, visit: int = 1) -> tuple[Figure, dict]:
     """How pure is the update? Injection probability, exact and by two bounds; relative bias and variance.
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from conftest import teach_alone
-from hapo_lab.gate import BetaGate
+from hapo_lab.gate import BetaGate, RunningGate
 from hapo_lab.loss import group_advantages
-from hapo_lab.methods import GRPO, HAPO, LUFFY, METHODS, SFT, get_method
+from hapo_lab.methods import GRPO, HAPO, LUFFY, METHODS, SFT, get_gate, get_method
 
 
 def rewards_of(successes, n=8):
@@ -82,3 +82,11 @@ def test_methods_are_found_by_name():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown method 'ppo'; choose one of hapo, grpo, luffy, sft"):
         get_method("ppo")
+
+
+def test_gates_are_found_by_name_with_their_numbers():
+    assert get_gate("beta", threshold=.5) == BetaGate(threshold=.5) and type(get_gate("running")) is RunningGate
+    with pytest.raises(ValueError, match="unknown gate 'coin'; choose one of beta, always, never, hard, thompson, by-step, by-success, running"):
+        get_gate("coin")
+    with pytest.raises(ValueError, match="the gate 'hard' has no threshold: leave it out"):
+        get_gate("hard", threshold=.5)

@@ -9,9 +9,9 @@ from hapo_lab import purity_figures as figures
 from hapo_lab.drawing import projector, to_png
 from hapo_lab.exact_gradient import learning_curve
 from hapo_lab.gate import BetaGate, NeverGate, RunningGate, ThompsonGate
-from hapo_lab.methods import GRPO, HAPO
+from hapo_lab.methods import GATES, GRPO, HAPO
 from hapo_lab.purity import chernoff_bound, injection_chances, injection_probability
-from hapo_lab.purity_runs import read
+from hapo_lab.purity_runs import SHIPPED, read
 
 
 def says(figure) -> str:
@@ -29,27 +29,27 @@ def test_the_meter_shows_what_the_theory_says():
     assert curve == pytest.approx(injection_probability(figures.MU, 8, BetaGate()), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", figures.GATES)
+@pytest.mark.parametrize("kind", GATES)
 def test_every_gate_can_be_put_under_the_meter(kind):
     gate = figures.gate_of(kind, 2.0, 1.0, 0.7)
     figure, numbers = figures.meter(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3)
     assert numbers["injection"] == pytest.approx(float(injection_probability(0.9, 8, gate, 3)), rel=1e-9)
-    assert ("chernoff" in numbers) == figures.has_bounds(gate) == (kind not in ("posterior draw", "falls with success"))
+    assert ("chernoff" in numbers) == figures.has_bounds(gate) == (kind not in ("thompson", "by-success"))
     assert to_png(figure).startswith(b"\x89PNG")
     assert figures.meter_line(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3).count("border-radius:50%") == 9
 
 
 def test_the_lamps_of_a_gate_that_is_not_sure_are_filled_as_far_as_it_injects():
-    html = figures.meter_line(kind="posterior draw")
+    html = figures.meter_line(kind="thompson")
     chances = injection_chances(0.9, 8, ThompsonGate())
     assert f">{chances[8]:.0%}</td>" in html and f"{chances[8]:.0%},white" in html and chances[8] == pytest.approx(0.8**9)
     assert ">erases</td>" in figures.meter_line(trials=6, kind="always") and ">erases</td>" in figures.meter_line(trials=6)
-    early, late = (figures.meter_line(0.95, 8, "running posterior", visit=v) for v in (1, 50))
+    early, late = (figures.meter_line(0.95, 8, "running", visit=v) for v in (1, 50))
     assert early.count(">inject</td>") == 7 and late.count(">leave</td>") > 3  # S = 6 can't outweigh 49 good visits
 
 
 def test_the_meter_answers_in_well_under_a_second():
-    for kind in figures.GATES:
+    for kind in GATES:
         figures.meter(0.8, 64, kind, visit=7)
         best = min(_seconds(lambda kind=kind: to_png(figures.meter(0.9, 64, kind, visit=7)[0])) for _ in range(3))
         assert best < 0.9, kind
@@ -63,11 +63,11 @@ def _seconds(work) -> float:
 
 @pytest.mark.parametrize("settings, sentence", [
     ({"success_rate": 1.0}, "at a success rate of 1 there is no gradient"), ({"success_rate": 1.2}, "choose one between 0 and 1"),
-    ({"trials": 1}, "it must be a whole number from 2 to 1024"), ({"kind": "coin"}, "there is no gate 'coin'; choose one of posterior mean"),
+    ({"trials": 1}, "it must be a whole number from 2 to 1024"), ({"kind": "coin"}, "unknown gate 'coin'; choose one of beta, always"),
     ({"alpha": 0.0}, "prior's alpha is 0.0; it must be a positive number"), ({"visit": 0}, "visits are counted from 1")])
 def test_settings_without_meaning_are_one_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence) as refused:
-        figures.meter(**{"kind": "running posterior"} | settings)
+        figures.meter(**{"kind": "running"} | settings)
     assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
 
 
@@ -97,12 +97,12 @@ def curves():
 
 @pytest.fixture(scope="module")
 def settings():
-    return {name: read(figures.SHIPPED / f"{name}.jsonl.gz") for name in ("beta", "always")}
+    return {name: read(SHIPPED / f"{name}.jsonl.gz") for name in ("beta", "always")}
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
 @pytest.mark.parametrize("draw", [
-    lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running posterior", visit=9)[0], lambda *_: figures.group_sizes()[0],
+    lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running", visit=9)[0], lambda *_: figures.group_sizes()[0],
     lambda *_: figures.buys_and_costs()[0], lambda curves, _: figures.ceiling_figure(curves, 10.0),
     lambda curves, _: figures.norms_figure(curves["HAPO"]), lambda _, settings: figures.runs_figure(settings)])
 def test_nothing_leaves_the_picture(draw, large, curves, settings):
@@ -122,5 +122,5 @@ def test_smoothing_looks_back_only():
 
 
 def test_a_running_posterior_is_under_the_meter_at_its_visit():
-    assert figures.meter(0.9, 8, "running posterior", visit=20)[1]["injection"] == pytest.approx(
+    assert figures.meter(0.9, 8, "running", visit=20)[1]["injection"] == pytest.approx(
         float(injection_probability(0.9, 8, RunningGate(), 20)))
