@@ -38,7 +38,7 @@ def main() -> None:
     print(f"first picture, Python's own start included: {statistics.median(seconds(first_picture) for _ in range(ROUNDS)):.1f} s")
     print(f"{'explorable':16s} {'ladder':>10s} {'ladder + picture':>20s}")
     for make in (widgets.collapse, widgets.dead_groups, widgets.injection, widgets.prior_pull, widgets.gate_lab,
-                 widgets.clip_and_shape):
+                 widgets.clip_and_shape, widgets.purity_meter):
         face = make()
         sliders = [w for w in face.controls.values() if isinstance(w, ipywidgets.FloatSlider)]
         ladder = statistics.median(seconds(lambda: face._line(**face.parameters)) for _ in range(ROUNDS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import wraps
 
 import numpy as np
@@ -246,3 +247,56 @@ def whisper(answer) -> Mark:
         (9.98e-4, "that is the gradient itself: by what factor does it fall short of 1/4?"),
         (0.025, "you took the gradient in p: in log p it is p times that")],
         "250 times quieter, just where the student knows least.", "Divide 1/4 by 0.1 p / (p + 0.1)^2.", tolerance=0.015)
+
+
+# 07 asymptotic purity ----------------------------------------------------------------------------------------------
+
+
+@exercise
+def sixteen(answer) -> Mark:
+    """a probability: the teacher is called at success rate 0.9, with groups of 16, Beta(1, 1) and threshold 0.8"""
+    return _value(answer, 0.21075, [
+        (0.18690, "that is for groups of 8"),
+        (0.0684, "you scaled 6 of 8 up to 12 of 16: the prior weighs less now, and 13 still injects, 14/18 < 0.8"),
+        (0.48527, "S = 14 gives 15/18 = 0.83: it is left alone"),
+        (0.0, "the gate never sees 0.9: it sees sixteen rollouts")],
+        "twice the rollouts, and the teacher comes more often.", "It is P(S <= k), S binomial (16, 0.9); k is the largest S that "
+        "gives c < 0.8.")
+
+
+@exercise
+def can_close(answer) -> Mark:
+    """a function of N, a0, b0, gamma: True if the injection probability goes to 0 as the success rate goes to 1"""
+    half = Fraction(1, 2)
+    cases = [(n, a, b, gamma) for n in (2, 3, 4, 7, 8, 16) for a in (half, 1, 2, 3) for b in (half, 1, 3)
+             for gamma in (half, Fraction(4, 5), Fraction(9, 10))]
+    return _function(answer, lambda n, a, b, g: a + n >= g * (a + b + n), cases, [
+        (lambda n, a, b, g: a + n > g * (a + b + n), "at a tie the gate leaves the group alone: c < gamma is strict"),
+        (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near mu = 1 almost "
+         "every group has S = N"),
+        (lambda n, a, b, g: a + n < g * (a + b + n), "the other way around: that is when the teacher always comes"),
+        (lambda n, a, b, g: 5 * (a + n) >= 4 * (a + b + n), "that is for gamma = 0.8 alone")],
+        "only S = N is left in the limit, so its lamp decides.")
+
+
+@exercise
+def smallest_pure_group(answer) -> Mark:
+    """a whole number: the smallest N at which the relative bias goes to 0, with Beta(1, 1) and threshold 0.8"""
+    return _value(answer, 8, [
+        (3, "from N = 3 on the injection *probability* goes to 0; the bias over the gradient's own norm does not"),
+        (4, "S = 3 of 4 gives 4/6 = 0.67: the group's only failure is taken"),
+        (7, "S = 6 of 7 gives 7/9 = 0.78: the group's only failure is taken"),
+        (9, "9 works, and a smaller one does too: a tie is left alone")],
+        "(1 + 7)/10 is a tie: groups with one failure keep it, and they hold the whole signal.",
+        "Near mu = 1 the signal lies in the groups with S = N - 1: which N leaves them alone?")
+
+
+@exercise
+def draw_at_one(answer) -> Mark:
+    """a probability: a draw from the posterior calls the teacher to a group of 8 that is all right, Beta(1, 1), threshold 0.8"""
+    return _value(answer, 0.8**9, [
+        (0.8**8, "you left out the prior: 8 successes make Beta(9, 1), whose density is 9 x^8"),
+        (0.0, "that is the mean's answer; a draw from Beta(9, 1) may fall below 0.8"),
+        (1 - 0.8**9, "that is how often the group is left alone"),
+        (0.2, "the posterior is no longer uniform: eight successes have moved it")],
+        "a draw never closes.", "The posterior is Beta(9, 1): its distribution function is x^9.")

@@ -21,7 +21,7 @@ from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
 from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import METHODS, get_method
+from hapo_lab.methods import GATES, METHODS, get_gate, get_method
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
 from hapo_lab.rollouts import Sampling, TransformersEngine
@@ -38,7 +38,9 @@ def train(args: argparse.Namespace) -> None:
     config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     method = get_method(args.method)
     prior = {name: value for name in ("alpha", "beta", "threshold") if (value := getattr(args, name)) is not None}
-    if prior:
+    if args.gate:
+        method = replace(method, name=f"{method.name}, {args.gate}", gate=get_gate(args.gate, **prior))
+    elif prior:
         if not isinstance(method.gate, BetaGate):
             raise ValueError(f"method {args.method!r} has no Beta gate: leave out --{', --'.join(prior)}.")
         method = replace(method, gate=replace(method.gate, **prior))
@@ -236,10 +238,11 @@ def parser() -> argparse.ArgumentParser:
     _add_file_options(p)
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}; default: hapo")
+    p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     for name in ("alpha", "beta", "threshold"):
-        p.add_argument(f"--{name}", type=float, help="of the Beta gate; default: the method's")
+        p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
     for f in fields(Config):
         other = "".join(f"; {model}: {getattr(config, f.name)}" for model, (_, config) in USUAL.items()
                         if getattr(config, f.name) != f.default)

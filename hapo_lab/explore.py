@@ -15,8 +15,9 @@ from scipy import special
 
 from hapo_lab.drawing import Figure, frame, grid, headline, inches, panel_title, peak_labels, style, write
 from hapo_lab.figures import advantages_in_words, seats_panel
-from hapo_lab.gate import BetaGate, BetaPosterior
+from hapo_lab.gate import BetaGate, BetaPosterior, ThompsonGate
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
+from hapo_lab.purity import injection_probability
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 from hapo_lab.tasks import Problem
 
@@ -37,16 +38,6 @@ def dead_probability(success_rate, trials: int):
     return (1 - success_rate) ** trials + success_rate**trials
 
 
-def draw_injection_probability(gate: BetaGate, success_rate: float, trials: int) -> float:
-    """P(inject | mu) if a draw from the posterior, not its mean, were compared with the threshold.
-
-    sum over S of Binomial(S; N, mu) P(Beta(a0 + S, b0 + N - S) < gamma)
-    """
-    s = np.arange(trials + 1)
-    chance = special.comb(trials, s) * success_rate**s * (1 - success_rate) ** (trials - s)
-    return float(chance @ gate.posterior(torch.as_tensor(s), trials).cdf(gate.threshold).numpy())
-
-
 # the decision ladder -----------------------------------------------------------------------------------------------
 
 
@@ -62,20 +53,26 @@ def ladder_words(gate: BetaGate, trials: int) -> str:
 
 
 def ladder_html(gate: BetaGate, trials: int, at: int | None = None) -> str:
-    """A lamp for each S = 0..N: inject, leave, or erases; `at` is pointed at."""
+    """The gate's lamps for S = 0..N; `at` is pointed at."""
+    return lamps_html(gate.ladder(trials), ladder_words(gate, trials), at)
+
+
+def lamps_html(rungs: Sequence[str], words: str, at: int | None = None) -> str:
+    """A lamp for each S: inject, leave, erases, or how often it injects, such as "40%"."""
     faces = {"inject": (style.teacher, style.teacher), "leave": ("white", style.student), "erases": (style.dead, style.teacher)}
+    faces |= {rung: (f"linear-gradient(to top,{style.teacher} {rung},white {rung})", style.teacher)
+              for rung in rungs if rung.endswith("%")}
     cell = "<td style='text-align:center;padding:1px 7px;border:0;background:white;color:{1}'>{0}</td>"
     lamp = ("<span style='display:inline-block;width:1.3em;height:1.3em;border-radius:50%;"
             "background:{};border:3px solid {}'></span>")
-    rungs = gate.ladder(trials)
     rows = [[lamp.format(*faces[rung]) for rung in rungs],
-            [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(trials + 1)], rungs]
+            [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(len(rungs))], rungs]
     inks = [[style.ink] * len(rungs), [style.ink] * len(rungs), [faces[rung][1] for rung in rungs]]
     body = "".join(f"<tr style='background:white'>{cell.format(f'<b>{name}</b>', style.ink)}"
                    + "".join(cell.format(*pair) for pair in zip(row, colours, strict=True)) + "</tr>"
                    for name, row, colours in zip(("gate", "S", ""), rows, inks, strict=True))
     return (f"<div style='background:white;color:{style.ink};padding:4px;font-size:{style.size + 3:g}px'>"
-            f"<table style='margin:0;border:0;font-size:inherit'>{body}</table><b>{ladder_words(gate, trials)}</b></div>")
+            f"<table style='margin:0;border:0;font-size:inherit'>{body}</table><b>{words}</b></div>")
 
 
 # the pictures ------------------------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ def collapse(rewards: Sequence[float], scale: str = "none") -> tuple[Figure, dic
     """Rewards of a group, and the advantages that they make."""
     r = torch.tensor(rewards, dtype=torch.float64)
     advantages, mean, std = group_advantages(r, scale), r.mean().item(), r.std().item()
-    figure, (left, right) = _panels(1, 2)
+    figure, (left, right) = cell_figure(1, 2)
     _rewards(left, r)
     _advantages(right, r, advantages, scale)
     formula = f"A = r \N{MINUS SIGN} {mean:.3f}" if scale == "none" else f"A = (r \N{MINUS SIGN} {mean:.3f}) / {std:.3f}"
@@ -104,7 +101,7 @@ def collapse(rewards: Sequence[float], scale: str = "none") -> tuple[Figure, dic
 def dead_groups(success_rate: float = 0.05, trials: int = 8) -> tuple[Figure, dict]:
     """How often a group comes back with all rewards equal."""
     mu, dead = np.linspace(0, 1, 201), dead_probability(success_rate, trials)
-    figure, (ax,) = _panels(1, 1)
+    figure, (ax,) = cell_figure(1, 1)
     frame(ax, "the policy's success rate on this prompt", "share of dead groups")
     ax.set(xlim=(0, 1), ylim=(0, 1.04))
     ax.fill_between(mu, dead_probability(mu, trials), color=style.dead, alpha=0.35, lw=0)
@@ -125,7 +122,7 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
     injects = gate.ladder(trials)[successes] != "leave"
     after = synthetic_success_injection(before, DEMONSTRATION) if injects else before
     was, now = (group_advantages(group.rewards, scale) for group in (before, after))
-    figure, panels = _panels(2, 2, 5.4)
+    figure, panels = cell_figure(2, 2, 5.4)
     for i, (group, advantages) in enumerate(((before, was), (after, now))):
         _rewards(panels[i], group.rewards if step > 2 or not i else None, group, trials)
         _advantages(panels[i + 2], group.rewards, advantages if step > 3 or not i else None, scale, group)
@@ -149,7 +146,7 @@ def prior_pull(alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8, su
     c = gate.posterior(successes, trials).mean.item()
     rungs = gate.ladder(trials)
     colour = _ink(rungs[successes])
-    figure, (left, right) = _panels(1, 2)
+    figure, (left, right) = cell_figure(1, 2)
     _density(left, gate, successes, trials)
     top = left.get_ylim()[1]
     left.set_ylim(-0.46 * top, top)
@@ -190,8 +187,8 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
     means = posterior.mean.numpy()
     draws = special.betaincinv(posterior.alpha.numpy(), posterior.beta.numpy(), uniform)
     by_mean, by_draw = successes <= gate.cutoff(trials), draws < threshold
-    long_run = (gate.injection_probability(success_rate, trials).item(), draw_injection_probability(gate, success_rate, trials))
-    figure, (left, right) = _panels(1, 2)
+    long_run = (gate.injection_probability(success_rate, trials).item(), float(injection_probability(success_rate, trials, ThompsonGate(alpha, beta, threshold))))
+    figure, (left, right) = cell_figure(1, 2)
     _density(left, gate, int(successes[-1]), trials)
     panel_title(left, f"Group {groups}: {successes[-1]} of {trials} right, c = {means[-1]:.2f}")
     frame(right, "group", "success probability")
@@ -226,7 +223,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
     objectives = {"student": lambda logp: clipped_surrogate(logp, old_logp.expand_as(logp), torch.tensor(advantage)),
                   "teacher": lambda logp: shaped_surrogate(logp, one, shape)}
     x, numbers = np.geomspace(1e-6, 1, 700), {}
-    figure, panels = _panels(1, 2)
+    figure, panels = cell_figure(1, 2)
     for ax, unit in zip(panels, ("objective of a token", "gradient in log p"), strict=True):
         frame(ax, "p, the token's probability now", unit)
         ax.set(xscale="log", xlim=(1e-6, 1), ylim=(-0.1, 1.7) if advantage > 0 else (-2.2, 1.7))
@@ -269,7 +266,7 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
     """A demonstration as the student hears it: each token's probability to it, and the gradient in log p of its objective
     under F = p / (p + lam)."""
     _, loudness = value_and_gradient(ratio(lam), p)
-    figure, panels = _panels(2, 1, height=5.0)
+    figure, panels = cell_figure(2, 1, height=5.0)
     names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]
     quietest = int(np.argmin(loudness))
     for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"), (style.student, style.teacher),
@@ -303,7 +300,8 @@ def _blank(height: float) -> Figure:
     return figure
 
 
-def _panels(rows: int, columns: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def cell_figure(rows: int, columns: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """Axes in a picture as wide as a cell's output."""
     figure = _blank(height)
     return figure, grid(figure, rows, columns)
 

@@ -6,7 +6,8 @@ Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from math import inf
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from hapo_lab.gate import (
     AlwaysGate,
     BetaGate,
+    BetaPosterior,
     Gate,
     HardGate,
     NeverGate,
@@ -81,9 +83,21 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-PARTS = {part.__name__: part for part in (
-    BetaGate, NeverGate, AlwaysGate, HardGate, ThompsonGate, StepAnnealedGate, SuccessAnnealedGate, RunningGate,
-    ratio, probability, sqrt, log_probability)}
+GATES = {"beta": BetaGate, "always": AlwaysGate, "never": NeverGate, "hard": HardGate, "thompson": ThompsonGate,
+         "by-step": StepAnnealedGate, "by-success": SuccessAnnealedGate, "running": RunningGate}
+"""To compare: "beta" is the paper's, the others are ours."""
+
+
+def get_gate(name: str, **numbers: float) -> Gate:
+    """A gate by its name. ValueError names what is not known: the gate, or a number that it doesn't have."""
+    if name not in GATES:
+        raise ValueError(f"unknown gate {name!r}; choose one of {', '.join(GATES)}.")
+    if unknown := numbers.keys() - {f.name for f in fields(GATES[name])}:
+        raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
+    return GATES[name](**numbers)
+
+
+PARTS = {part.__name__: part for part in (*GATES.values(), ratio, probability, sqrt, log_probability)}
 """What a run.json can name: gates and shapings."""
 
 
@@ -107,16 +121,25 @@ def _described(part) -> str | int | float | dict:
     return {"kind": getattr(part, "__name__", type(part).__name__), **(asdict(part) if is_dataclass(part) else {})}
 
 
-def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
-    """From a group as sampled to the group that the update sees: gate, SSI, reserved seats, advantages.
+def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[float]) -> tuple[list[Group], dict]:
+    """A step's groups with the gate's posterior and decision filled in, and its state for the next step.
 
-    Without a demonstration the group keeps its rollouts; its posterior, decision and advantages are filled in.
+    See `Gate.decide`: `uniforms` is one number in [0, 1) a group.
     """
-    successes, trials = group.successes, len(group.rollouts)
-    decision = bool(method.gate.injects(successes, trials))
-    group = replace(group, posterior=method.gate.posterior(successes, trials), decision=decision)
+    decisions, posterior, state = gate.decide(state, [g.problem.key for g in groups], [g.successes for g in groups],
+                                              [len(g.rollouts) for g in groups], uniforms)
+    beliefs = [BetaPosterior(*pair) for pair in zip(posterior.alpha, posterior.beta, strict=True)]
+    return [replace(g, posterior=belief, decision=decision)
+            for g, belief, decision in zip(groups, beliefs, decisions.tolist(), strict=True)], state
+
+
+def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
+    """From a group that the gate has judged to the group that the update sees: SSI, reserved seats, advantages.
+
+    Without a demonstration the group keeps its rollouts; its advantages are filled in.
+    """
     if demonstration is not None:
-        if decision:
+        if group.decision:
             group = synthetic_success_injection(group, demonstration)
         seats = (replace(demonstration, teacher=True),) * method.teacher_seats
         group = replace(group, rollouts=group.rollouts + seats)

@@ -57,8 +57,7 @@ def injection_chances(success_rate: np.ndarray | float, trials: int, gate: Gate,
         return binomial_cdf(ceil(gate.bound(visit * n)) - 1 - s, (visit - 1) * n, mu[..., None])
     if isinstance(gate, SuccessAnnealedGate):
         total = min(visit, gate.window) * n
-        cutoffs = np.array([gate.cutoff(n, Fraction(seen, total)) for seen in range(total + 1)])
-        last = (cutoffs >= s[:, None]).sum(1) - 1  # the most successes in the window at which S still injects
+        last = (_falling_cutoffs(gate, n, total) >= s[:, None]).sum(1) - 1  # the most successes in the window at which S still injects
         return binomial_cdf(last - s, total - n, mu[..., None])
     if isinstance(gate, StepAnnealedGate):
         chances = (s <= gate.cutoff(n, gate.progress(visit))).astype(float)
@@ -196,6 +195,11 @@ def _cutoff(gate: Gate, trials: int, visit: int) -> tuple[int, int]:
 @lru_cache(maxsize=16)
 def _roots(trials: int) -> np.ndarray:
     return np.array([sqrt(comb(trials, s)) for s in range(trials + 1)])
+
+
+@lru_cache(maxsize=16)
+def _falling_cutoffs(gate: SuccessAnnealedGate, trials: int, total: int) -> np.ndarray:
+    return np.array([gate.cutoff(trials, Fraction(seen, total)) for seen in range(total + 1)])
 
 
 def _rates(success_rate) -> np.ndarray:

@@ -86,6 +86,8 @@ class StepRecord:
     """Completion tokens that carried a gradient."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
+    gate_state: dict = field(default_factory=dict)
+    """What this step changed in the gate's state; `RunLog.gate_state` puts the whole together. {}: it remembers nothing."""
 
     @property
     def injected(self) -> tuple[bool, ...]:
@@ -161,6 +163,13 @@ class RunLog:
             if self.gate(step) != list(found.values())[-1]:
                 found[step] = self.gate(step)
         return found
+
+    def gate_state(self, step: int) -> dict:
+        """What the gate remembered after that many steps (0: {}, nothing yet)."""
+        state: dict = {}
+        for record in self.steps[:step]:
+            state = _merged(state, record.gate_state)
+        return state
 
     def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
         groups = list(groups)
@@ -328,6 +337,17 @@ def _cut(path: Path, steps: int) -> int:
         size = end
     disk.cut(path, size)
     return size
+
+
+def changed_entries(before: dict, after: dict) -> dict:
+    """The entries of `after`, nested ones too, that are not the same in `before`; none may be gone."""
+    return {key: changed_entries(before.get(key, {}), value) if isinstance(value, dict) else value
+            for key, value in after.items() if key not in before or value != before[key]}
+
+
+def _merged(state: dict, changes: dict) -> dict:
+    return state | {key: _merged(state.get(key, {}), value) if isinstance(value, dict) else value
+                    for key, value in changes.items()}
 
 
 def progress_line(log: RunLog) -> str:

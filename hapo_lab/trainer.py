@@ -21,9 +21,9 @@ from hapo_lab.config import TINY, Config, learning_rate
 from hapo_lab.evaluate import evaluate, grade, prompt_ids
 from hapo_lab.gate import BetaGate, Gate
 from hapo_lab.learner import Learner, NotFinite
-from hapo_lab.methods import Method, teach
+from hapo_lab.methods import Method, judge, teach
 from hapo_lab.models import Policy
-from hapo_lab.records import RunLog, StepRecord
+from hapo_lab.records import RunLog, StepRecord, changed_entries
 from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
@@ -146,25 +146,28 @@ class Trainer:
         with self.log.lock:
             method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
         try:
-            record, groups = self._step(step, method)
+            record, groups, gate_state = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
             with _writing(self.log.folder):
                 self.log.add(record, groups)
         finally:
             self._begun = 0
+        self.gate_state = gate_state
         self.learner.torn = False
         if step == self.config.steps or step % self.config.save_every == 0:
             self.save()
         return record
 
-    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group]]:
+    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict]:
         seconds: dict[str, float] = {}
         with _timed(seconds, "rollout"):
             self.engine.sync()
-            sampled = self._sample(self._problems(step), seed=self.config.seed * 1_000_003 + step)
+            sampled = self._sample(self.problems(step), seed=self.config.seed * 1_000_003 + step)
         with _timed(seconds, "gate"):
+            uniforms = gate_uniforms(self.config.seed, step, len(sampled))
+            judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
             demonstrations = [self.demonstration(g.problem) for g in sampled]
-            groups = [teach(method, g, d) for g, d in zip(sampled, demonstrations, strict=True)]
+            groups = [teach(method, g, d) for g, d in zip(judged, demonstrations, strict=True)]
         rate = learning_rate(self.config, step)
         with _timed(seconds, "update"):
             update = self._update(step, groups, rate)
@@ -176,10 +179,11 @@ class Trainer:
                 heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples,
                                    sampling=self.sampling, seed=step).success
         record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
-                              without_demonstration=demonstrations.count(None))
-        return record, groups
+                              without_demonstration=demonstrations.count(None),
+                              gate_state=changed_entries(self.gate_state, gate_state))
+        return record, groups, gate_state
 
-    def _problems(self, step: int) -> list[Problem]:
+    def problems(self, step: int) -> list[Problem]:
         """The step's problems: the training split in a new order each time round."""
         first, size = (step - 1) * self.config.prompts, len(self.task.train)
         return [self._shuffled(i // size)[i % size] for i in range(first, first + self.config.prompts)]
@@ -205,7 +209,7 @@ class Trainer:
             raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
 
-    def _record(self, step, sampled, groups, rate, update, kl, heldout, seconds, without_demonstration) -> StepRecord:
+    def _record(self, step, sampled, groups, rate, update, kl, heldout, seconds, **rest) -> StepRecord:
         students = [r for g in sampled for r in g.rollouts]
         mean = lambda values: sum(values) / len(students)  # noqa: E731
         return StepRecord(
@@ -217,10 +221,9 @@ class Trainer:
             decisions=tuple(g.decision for g in groups), replaced=tuple(g.replaced for g in groups),
             advantages=tuple(tuple(g.advantages.tolist()) for g in groups),
             teacher_samples=sum(int(g.teacher_mask.sum()) for g in groups),
-            without_demonstration=without_demonstration,
             dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups),
             kl=kl, heldout=heldout, learning_rate=rate, tokens_sampled=sum(len(r.ids) for r in students),
-            seconds=seconds, **update)
+            seconds=seconds, **update, **rest)
 
     # setting up ----------------------------------------------------------------------------------------------------
 
@@ -301,6 +304,12 @@ def resume(folder: str | Path) -> Trainer:
     log = RunLog.load(folder)
     about = log.about | {"method": log.about["method"] | {"gate": log.given_gate()}}
     return Trainer(*rebuild(about), folder=folder, resume=True)
+
+
+def gate_uniforms(seed: int, step: int, groups: int) -> list[float]:
+    """A step's randomness for the gate, one number in [0, 1) a group: a function of (seed, step), like all the trainer's."""
+    rng = random.Random(f"gate {seed} {step}")
+    return [rng.random() for _ in range(groups)]
 
 
 def _number(name: str, value: float) -> float:

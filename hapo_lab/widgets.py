@@ -16,10 +16,11 @@ from uuid import uuid4
 import ipywidgets as ipw
 from IPython.display import display, update_display
 
-from hapo_lab import explore, look
+from hapo_lab import explore, look, purity_figures
 from hapo_lab.drawing import Figure, to_png
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import SHAPINGS
+from hapo_lab.methods import GATES
 from hapo_lab.records import RunLog
 
 
@@ -114,7 +115,7 @@ class Explorable:
         return _flat(self.controls.values())
 
 
-# the six -----------------------------------------------------------------------------------------------------------
+# the seven -----------------------------------------------------------------------------------------------------------
 
 
 def collapse() -> Explorable:
@@ -179,6 +180,15 @@ def clip_and_shape() -> Explorable:
                                   style=_LABEL, layout=_WIDTH),
         "shaping": ipw.Dropdown(description="shaping F", options=list(SHAPINGS), value="ratio", style=_LABEL, layout=_WIDTH),
         "lam": _log("lambda", 0.1, -4)})
+
+
+def purity_meter(kind: str = "beta") -> Explorable:
+    """How often the teacher comes, and what that does to the update."""
+    return Explorable(purity_figures.meter, {
+        "success_rate": _slider("success rate", 0.9, 0.01, 0.999, 0.001), "trials": _whole("N, rollouts", 8, 2, 64),
+        "kind": ipw.Dropdown(description="gate", options=list(GATES), value=kind, style=_LABEL, layout=_WIDTH),
+        "visit": _whole("visit, step", 1, 1, 100), **gate_sliders()},
+        purity_figures.meter_line, rows=[("success_rate", "trials"), ("kind", "visit"), _GATE])
 
 
 # a run -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from hapo_lab.methods import judge, teach
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem
 
@@ -17,6 +18,12 @@ settings.load_profile("repo")
 
 PROBLEM = Problem(key="7*8", messages=({"role": "user", "content": "What is 7 times 8?"},), answer="56",
                   demonstration="7 times 8 is 56.\nAnswer: 56")
+
+
+def teach_alone(method, group, demonstration):
+    """A run's first step, of this group alone: gate, SSI, advantages."""
+    (judged,), _ = judge(method.gate, [group], {}, [0.5])
+    return teach(method, judged, demonstration)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,8 @@ def test_tiny_brings_its_own_task_and_numbers(tmp_path):
     (["--alpha", "0"], "the prior's alpha is 0.0; it must be a positive number"),
     (["--beta", "-1"], "the prior's beta is -1.0"),
     (["--method", "grpo", "--alpha", "2"], "method 'grpo' has no Beta gate: leave out --alpha"),
+    (["--gate", "coin"], "unknown gate 'coin'; choose one of beta, always"),
+    (["--gate", "hard", "--alpha", "2"], "the gate 'hard' has no alpha: leave it out"),
 ])
 def test_wrong_input_gets_one_sentence_and_no_run(tmp_path, arguments, sentence):
     with pytest.raises(SystemExit) as stopped:
@@ -67,7 +69,7 @@ def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
 
 
 def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys):
-    tiny = [*SMALL, "--model", "tiny", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1"]
+    tiny = [*SMALL, "--model", "tiny", "--gate", "running", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1"]
     for run in ("whole", "broken"):
         main(["train", str(tmp_path / run), *tiny])
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-000002")
@@ -76,6 +78,8 @@ def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys)
     whole, resumed = (RunLog.load(tmp_path / run) for run in ("whole", "broken"))
     assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
     assert resumed.events == [{"after_step": 1, "kind": "resumed"}]
+    assert resumed.name == "HAPO, running" and resumed.about["method"]["gate"] == {
+        "kind": "RunningGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.5, "discount": 1.0}
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "resume"])

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import as_new
 
-from hapo_lab.gate import AlwaysGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
+from hapo_lab.gate import AlwaysGate, BetaGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import ratio
-from hapo_lab.methods import GRPO, HAPO, METHODS, method_from
+from hapo_lab.methods import GRPO, HAPO, METHODS, Method, method_from
 from hapo_lab.models import load_policy
 from hapo_lab.records import RunLog
 from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, TrainingError, resume
+from hapo_lab.trainer import Config, Trainer, TrainingError, gate_uniforms, resume
 
 SMALL = Config(steps=6, prompts=2, group_size=4, warmup=1, save_every=2, eval_every=0)
 FILES = ["adapter.safetensors", "optimizer.pt", "state.json"]
@@ -44,11 +45,11 @@ processes.set_forkserver_preload(["test_durable", "bitsandbytes", "transformers.
 LONG = Config(steps=16, prompts=2, group_size=4, warmup=1, save_every=4, eval_every=8, eval_samples=1, seed=3)
 
 
-def live(run: Path, where: str = "nowhere", step: int = 99) -> None:
+def live(run: Path, where: str = "nowhere", step: int = 99, method: Method = HAPO) -> None:
     """One life of a run's process. It changes the threshold after step 6, and kills itself at that place of that step."""
     torch.set_num_threads(1)
     trainer = resume(run) if (run / "run.json").exists() else Trainer(
-        load_policy("tiny", seed=3), load_task("sums", 3), HAPO, LONG, folder=run)
+        load_policy("tiny", seed=3), load_task("sums", 3), method, LONG, folder=run)
     calls = []
 
     def here(*_):
@@ -106,12 +107,82 @@ def test_ten_kills_change_nothing(tmp_path):
     assert not list((killed / "checkpoints").glob("writing-*"))
 
 
+def test_kills_change_nothing_for_a_gate_that_remembers(tmp_path):
+    whole, killed, method = tmp_path / "whole", tmp_path / "killed", replace(HAPO, gate=RunningGate(discount=.5))
+    lives = [(whole, "nowhere", 99, method), (killed, "optimizer", 7, method), (killed,)]
+    for life in lives:
+        process = born(*life)
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if life is lives[1] else 0)
+    assert contents(killed) == contents(whole) and RunLog.load(killed).gate(7)["threshold"] == 0.4
+
+
+# the gates ---------------------------------------------------------------------------------------------------------
+
+GATES = (AlwaysGate(), HardGate(), ThompsonGate(beta=2), StepAnnealedGate(steps=9), SuccessAnnealedGate(end=.1),
+         RunningGate(discount=.9))
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), *(replace(HAPO, gate=gate) for gate in GATES)])
+def test_a_method_is_rebuilt_from_its_description(method):
+    assert method_from(json.loads(json.dumps(method.described()))) == method
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+def test_every_gate_trains_and_resumes_with_what_it_remembers(tiny, sums, tmp_path, gate):
+    """Three prompts, so that they come again."""
+    method, few = replace(HAPO, gate=gate), replace(sums, train=sums.train[:3])
+    for policy in as_new(tiny):
+        uninterrupted = Trainer(policy, few, method, SMALL, folder=tmp_path / "whole")
+        list(uninterrupted)
+    for policy in as_new(tiny):
+        broken_off(policy, few, tmp_path / "run", method=method)
+        resumed = Trainer(policy, few, method, SMALL, folder=tmp_path / "run", resume=True)
+        assert resumed.gate_state == resumed.log.gate_state(4)
+        assert [r.step for r in resumed] == [5, 6]
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert resumed.gate_state == uninterrupted.gate_state == RunLog.load(tmp_path / "run").gate_state(6)
+
+    state = {}
+    for r in resumed.log.steps:  # the log's decisions are the gate's own, from the log's counts
+        decisions, posterior, state = gate.decide(state, r.problems, r.successes, r.trials, gate_uniforms(0, r.step, 2))
+        assert tuple(decisions.tolist()) == r.decisions
+        assert tuple(zip(posterior.alpha.tolist(), posterior.beta.tolist(), strict=True)) == r.posterior
+        assert state == resumed.log.gate_state(r.step)
+    assert bool(state) == isinstance(gate, StepAnnealedGate | SuccessAnnealedGate | RunningGate)
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+def test_a_run_with_any_gate_is_rebuilt_from_its_folder_alone(fresh, sums, tmp_path, gate):
+    broken_off(fresh, sums, tmp_path, steps=2, method=replace(HAPO, gate=gate))
+    trainer = resume(tmp_path)
+    assert trainer.method.gate == trainer.gate == gate and trainer.gate_state == trainer.log.gate_state(2)
+    other = replace(HAPO, gate=BetaGate())
+    with pytest.raises(ValueError, match=f"method.gate.kind is '{type(gate).__name__}' there and 'BetaGate' here"):
+        Trainer(fresh, sums, other, SMALL, folder=tmp_path, resume=True)
+
+
+def test_a_step_that_breaks_off_leaves_no_trace_in_what_the_gate_remembers(fresh, sums, tmp_path):
+    trainer = Trainer(fresh, sums, replace(HAPO, gate=RunningGate()), SMALL, folder=tmp_path)
+    steps = iter(trainer)
+    next(steps)
+    before = trainer.gate_state
+    assert len(before["visits"]) == 2
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    trainer.learner.optimizer.register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    assert trainer.gate_state == before == trainer.log.gate_state(1)
+
+
 # checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def broken_off(fresh, sums, folder, steps=5) -> None:
+def broken_off(fresh, sums, folder, steps=5, method=HAPO) -> None:
     """A run whose process did those steps and then vanished."""
-    some = iter(Trainer(fresh, sums, HAPO, SMALL, folder=folder))
+    some = iter(Trainer(fresh, sums, method, SMALL, folder=folder))
     for _ in range(steps):
         next(some)
     some.close()
@@ -268,15 +339,6 @@ def test_another_run_is_refused_with_what_differs(fresh, sums, tmp_path):
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path)
     assert (tmp_path / "run.json").read_text() == before and len(RunLog.load(tmp_path).steps) == 1
-
-
-GATES = (AlwaysGate(), HardGate(), ThompsonGate(beta=2), StepAnnealedGate(steps=9), SuccessAnnealedGate(end=.1),
-         RunningGate(discount=.9))
-
-
-@pytest.mark.parametrize("method", [*METHODS.values(), *(replace(HAPO, gate=gate) for gate in GATES)])
-def test_a_method_is_rebuilt_from_its_description(method):
-    assert method_from(json.loads(json.dumps(method.described()))) == method
 
 
 def test_a_run_is_rebuilt_from_its_folder_alone(fresh, sums, whole, tmp_path):

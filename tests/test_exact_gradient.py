@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import PROBLEM, teach_alone
 from hapo_lab.exact_gradient import expected_gradient, learning_curve, teacher_margin
 from hapo_lab.gate import (
     AlwaysGate,
@@ -20,7 +21,7 @@ from hapo_lab.gate import (
     ThompsonGate,
 )
 from hapo_lab.loss import aggregation_weights, hapo_loss, log_probability, probability, ratio, slope, sqrt
-from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, teach
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.ssi import Group, Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore:BetaGate")
@@ -35,8 +36,8 @@ LOGITS, SUCCESS = [.3, -1.2, .8], [.9, .4, 0.]
 
 def update_of(method, logits, actions, rewards, teacher):
     """One group through the library's gate, SSI, advantages and loss; the update by autograd: (K,), and the group."""
-    group = Group(None, tuple(Rollout((a,), "", float(r)) for a, r in zip(actions, rewards, strict=True)))
-    after = teach(method, group, Rollout((teacher,), "", 1.0))
+    group = Group(PROBLEM, tuple(Rollout((a,), "", float(r)) for a, r in zip(actions, rewards, strict=True)))
+    after = teach_alone(method, group, Rollout((teacher,), "", 1.0))
     z = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     table, mask = z.log_softmax(0), torch.ones(len(after.rollouts), 1, dtype=torch.bool)
     logp = table[[r.ids[0] for r in after.rollouts]][:, None]
@@ -164,7 +165,7 @@ def test_groups_through_the_real_functions_agree_within_their_standard_error(met
         actions = rng.choice(k, n - method.teacher_seats, p=pi)
         rewards = rng.random(len(actions)) < success[actions]
         rollouts = tuple(Rollout((int(a),), "", float(r)) for a, r in zip(actions, rewards, strict=True))
-        drawn.append(teach(method, Group(None, rollouts), Rollout((0,), "", 1.0)))
+        drawn.append(teach_alone(method, Group(PROBLEM, rollouts), Rollout((0,), "", 1.0)))
     z = torch.tensor(logits).expand(groups, k).clone().requires_grad_()
     ids = torch.tensor([[r.ids[0] for r in g.rollouts] for g in drawn])
     logp, mask = z.log_softmax(1).gather(1, ids).reshape(-1, 1), torch.ones(groups * n, 1, dtype=torch.bool)

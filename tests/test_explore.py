@@ -15,7 +15,7 @@ from hapo_lab.drawing import projector, to_png
 from hapo_lab.gate import BetaGate
 
 FACES = {name: getattr(widgets, name)
-         for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape")}
+         for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape", "purity_meter")}
 
 
 def says(figure) -> str:
@@ -79,7 +79,7 @@ def test_long_run_of_mean_and_draw(success_rate, mean):
     assert explore.gate_lab(success_rate)[1]["long_run_mean"] == pytest.approx(mean, abs=5e-5)
     s = np.arange(9)
     draw = sum(stats.binom.pmf(s, 8, success_rate) * stats.beta.cdf(0.8, 1 + s, 9 - s))
-    assert explore.draw_injection_probability(gate, success_rate, 8) == pytest.approx(draw, abs=1e-12)
+    assert explore.gate_lab(success_rate)[1]["long_run_draw"] == pytest.approx(draw, abs=1e-12)
     if success_rate == 1:
         assert draw == pytest.approx(0.8**9)  # .134: a draw never closes
 
@@ -187,7 +187,7 @@ def test_the_lab():
 
 @pytest.mark.parametrize("name, setting, value, word", [
     ("injection", "successes", 9, "9 right of 8"), ("prior_pull", "alpha", 0, "positive"), ("prior_pull", "threshold", 0, "threshold"),
-    ("gate_lab", "beta", 0, "positive")])
+    ("gate_lab", "beta", 0, "positive"), ("purity_meter", "alpha", 0, "positive"), ("purity_meter", "threshold", 0, "threshold")])
 def test_settings_that_mean_nothing_show_one_sentence(name, setting, value, word, capfd):
     face = FACES[name]()
     before = face[setting].value

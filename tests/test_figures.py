@@ -17,12 +17,13 @@ import nbformat
 import numpy as np
 import pytest
 
+from conftest import teach_alone
 from hapo_lab import dashboard as dashboards
 from hapo_lab.dashboard import Dashboard
 from hapo_lab.drawing import projector, style, to_png
 from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, teach
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.records import RunLog, StepRecord, progress_line, seconds_left
 from hapo_lab.ssi import Group, Rollout
 
@@ -64,7 +65,7 @@ def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, pro
         sampled = [group(s, n) for s in successes or rng.binomial(n, p, prompts)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            groups = [teach(method, g, DEMONSTRATION) for g in sampled]
+            groups = [teach_alone(method, g, DEMONSTRATION) for g in sampled]
         tested = {"heldout": 0.9 * p} if step % 10 == 0 else {}
         log.add(record(step, groups, sampled, **tested), groups)
     return log
@@ -227,7 +228,7 @@ def test_comparison_names_runs_apart_and_draws_unequal_lengths():
     (0, "As sampled: 0 of 8 right", "Advantages: teacher +2.47, wrong −0.35"),
     (6, "As sampled: 6 of 8 right", "Advantages: teacher +0.35, right +0.35, wrong −2.47")])
 def test_group_figure_before_and_after(successes, title, gain):
-    taught = teach(HAPO, group(successes), DEMONSTRATION)
+    taught = teach_alone(HAPO, group(successes), DEMONSTRATION)
     figure = group_figure(taught)
     assert titles(figure)[0] == title and titles(figure)[1] == f"As updated on: the teacher takes seat {taught.replaced}"
     assert titles(figure)[3] == gain
@@ -241,8 +242,8 @@ def test_group_figure_before_and_after(successes, title, gain):
 
 def test_group_figure_of_other_groups():
     for method in (GRPO, LUFFY, SFT):
-        to_png(group_figure(teach(method, group(2, 8 - method.teacher_seats), DEMONSTRATION), method.scale))
-    assert titles(group_figure(teach(GRPO, group(8), None)))[2:] == ["Every advantage is 0: nothing to learn"] * 2
+        to_png(group_figure(teach_alone(method, group(2, 8 - method.teacher_seats), DEMONSTRATION), method.scale))
+    assert titles(group_figure(teach_alone(GRPO, group(8), None)))[2:] == ["Every advantage is 0: nothing to learn"] * 2
 
 
 def test_projector_enlarges_all_later_type():
@@ -259,9 +260,9 @@ def test_projector_enlarges_all_later_type():
 
 def test_no_state_outside_the_figure():
     code = ("import sys, hapo_lab.dashboard\nfrom hapo_lab import figures\nfrom hapo_lab.drawing import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
-            "sys.path.insert(0, 'tests')\nfrom test_figures import a_log, group, teach, HAPO, DEMONSTRATION\n"
+            "sys.path.insert(0, 'tests')\nfrom test_figures import a_log, group, teach_alone, HAPO, DEMONSTRATION\n"
             "for f in (figures.training_figure(a_log()), figures.comparison_figure([a_log()]),\n"
-            "          figures.group_figure(teach(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
+            "          figures.group_figure(teach_alone(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
             "assert m.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 

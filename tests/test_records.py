@@ -13,8 +13,9 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 
+from conftest import teach_alone
 from hapo_lab.dashboard import watch
-from hapo_lab.methods import HAPO, teach
+from hapo_lab.methods import HAPO
 from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
 from hapo_lab.ssi import Rollout
 
@@ -32,7 +33,7 @@ def record(step):
 
 @pytest.fixture
 def groups(group_of, demonstration):
-    return [teach(HAPO, group_of([1.] * 2 + [0.] * 6), demonstration), teach(HAPO, group_of([1.] * 8), demonstration)]
+    return [teach_alone(HAPO, group_of([1.] * 2 + [0.] * 6), demonstration), teach_alone(HAPO, group_of([1.] * 8), demonstration)]
 
 
 @pytest.fixture

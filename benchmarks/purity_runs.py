@@ -1,0 +1,110 @@
+"""Every gate trains `tiny`, with five seeds: does the teacher leave, and does the gate decide as often as it must?
+
+    python benchmarks/purity_runs.py [FOLDER]
+
+Prints a line a setting; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it after
+the step, saved, and the same command goes on: runs are written to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: 16 small matrices gain nothing from a second thread
+
+from tqdm import tqdm  # noqa: E402
+
+from hapo_lab import disk  # noqa: E402
+from hapo_lab.evaluate import evaluate, grade, prompt_ids  # noqa: E402
+from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate  # noqa: E402
+from hapo_lab.methods import GATES as KINDS  # noqa: E402
+from hapo_lab.methods import HAPO  # noqa: E402
+from hapo_lab.models import load_policy  # noqa: E402
+from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write  # noqa: E402
+from hapo_lab.records import runs_folder  # noqa: E402
+from hapo_lab.rollouts import TransformersEngine  # noqa: E402
+from hapo_lab.tasks import load_task  # noqa: E402
+from hapo_lab.trainer import TINY, Trainer  # noqa: E402
+
+STEPS = 80
+PROBLEMS = 80
+"""To train on: each comes again every ten steps, because a gate that remembers a prompt needs its visits."""
+GATES = {name: gate() for name, gate in KINDS.items()} | {
+    "by-step": StepAnnealedGate(steps=50), "running": RunningGate(discount=0.5),
+    "beta-3-3": BetaGate(3, 3), "by-success-3-3": SuccessAnnealedGate(3, 3)}
+"""With the prior Beta(3, 3) the paper's gate can't close at N = 8; the last one repairs that."""
+SEEDS = range(5)
+MEASURED_EVERY, SPARE = 5, 16
+
+
+def train(setting: str, seed: int, folder: Path, bar: tqdm) -> PurityRun | None:
+    """A whole run, or what is left of it; None if it was stopped."""
+    config = replace(TINY, steps=STEPS, eval_every=0, seed=seed)
+    policy, sums = load_policy("tiny", seed=seed), load_task("sums", seed)
+    task = replace(sums, train=sums.train[:PROBLEMS])
+    trainer = Trainer(policy, task, replace(HAPO, name=setting, gate=GATES[setting]), config, folder=folder, resume=True)
+    bar.update(len(trainer.log.steps))
+    measure_next(trainer)
+    for _ in trainer:
+        bar.update(1)
+        measure_next(trainer)
+    if len(trainer.log.steps) < STEPS:
+        return None
+    spare = {str(row["step"]): row["right"] for _, row in disk.rows(folder / "spare.jsonl")}
+    return PurityRun.of(setting, trainer.log, spare, SPARE, examined(trainer))
+
+
+def measure_next(trainer: Trainer) -> None:
+    """If the next step is a measured one: successes among rollouts of its prompts that take no part in it, from the
+    policy that draws its groups."""
+    if (step := len(trainer.log.steps) + 1) % MEASURED_EVERY or step > STEPS:
+        return
+    problems = trainer.problems(step)
+    trainer.engine.sync()
+    drawn = trainer.engine.generate([prompt_ids(trainer.policy, p) for p in problems], SPARE, trainer.sampling,
+                                    seed=trainer.config.seed * 1_000_003 + step + 500_000)  # no step's, no evaluation's
+    right = [sum(int(grade(trainer.task, p, c).reward) for c in completions) for p, completions in zip(problems, drawn, strict=True)]
+    disk.append(trainer.log.folder / "spare.jsonl", disk.lines([{"step": step, "right": right}]))
+
+
+def examined(trainer: Trainer) -> float:
+    """Held-out success of the saved adapter, 40 problems x 8."""
+    policy = load_policy("tiny", adapter=trainer.save_adapter())
+    return evaluate(policy, TransformersEngine(policy), trainer.task, seed=trainer.config.seed).success
+
+
+def main(folder: Path) -> None:
+    warnings.filterwarnings("ignore", "BetaGate.* can never close")  # that is what beta-3-3 is here to show
+    with tqdm(total=STEPS * len(GATES) * len(SEEDS), unit="step") as bar:
+        for seed in SEEDS:  # seeds outside: whatever is done covers all gates
+            for setting in GATES:
+                bar.set_postfix_str(f"{setting}, seed {seed}")
+                done = folder / f"{setting}-{seed}.jsonl.gz"
+                if done.exists():
+                    bar.update(STEPS)
+                    continue
+                run = train(setting, seed, folder / f"{setting}-{seed}", bar)
+                if run is None:
+                    sys.exit("stopped, and saved: the same command goes on.")
+                write([run], done)
+    for setting in GATES:
+        write([run for seed in SEEDS for run in read(folder / f"{setting}-{seed}.jsonl.gz")], SHIPPED / f"{setting}.jsonl.gz")
+    print_table()
+
+
+def print_table() -> None:
+    print(f"the last {LAST} of {STEPS} steps, means over seeds; z: decisions less predictions, in standard errors, over all steps")
+    print(f"{'gate':16s} {'student':>8s} {'injection':>10s} {'predicted':>10s} {'z':>6s} {'teacher share':>14s} "
+          f"{'held-out (lowest, highest)':>28s}")
+    for setting in GATES:
+        o = outcome(read(SHIPPED / f"{setting}.jsonl.gz"))
+        print(f"{setting:16s} {o.success:8.3f} {o.injection:10.3f} {o.predicted:10.3f} {o.z:6.2f} {o.share:14.3f} "
+              f"{o.heldout:12.3f} ({o.lowest:.3f}, {o.highest:.3f})")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else runs_folder() / "purity")

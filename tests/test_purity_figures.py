@@ -1,0 +1,126 @@
+"""Lesson 07's pictures: their numbers, the meter's lamps, and wrong input."""
+
+import time
+
+import numpy as np
+import pytest
+
+from hapo_lab import purity_figures as figures
+from hapo_lab.drawing import projector, to_png
+from hapo_lab.exact_gradient import learning_curve
+from hapo_lab.gate import BetaGate, NeverGate, RunningGate, ThompsonGate
+from hapo_lab.methods import GATES, GRPO, HAPO
+from hapo_lab.purity import chernoff_bound, injection_chances, injection_probability
+from hapo_lab.purity_runs import SHIPPED, read
+
+
+def says(figure) -> str:
+    return " | ".join([t.get_text() for t in figure.texts] + [ax.get_title(loc="left") for ax in figure.axes])
+
+
+def test_the_meter_shows_what_the_theory_says():
+    figure, numbers = figures.meter(0.9, 8)
+    assert round(numbers["injection"], 4) == 0.1869 and round(numbers["horizon"], 4) == 0.9803
+    assert numbers["chernoff"] == chernoff_bound(0.9, 8, BetaGate()) and numbers["hoeffding"] > numbers["chernoff"]
+    here, plain = (figures.student(0.9, 8, gate) for gate in (BetaGate(), NeverGate()))
+    assert numbers["relative_bias"] == here.relative_bias and numbers["variance"] == here.variance / plain.variance
+    assert "18.7% of the groups: below 1% from" in says(figure) and "47.8%" in says(figure)
+    curve = figure.axes[0].lines[-2].get_ydata()
+    assert curve == pytest.approx(injection_probability(figures.MU, 8, BetaGate()), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_every_gate_can_be_put_under_the_meter(kind):
+    gate = figures.gate_of(kind, 2.0, 1.0, 0.7)
+    figure, numbers = figures.meter(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3)
+    assert numbers["injection"] == pytest.approx(float(injection_probability(0.9, 8, gate, 3)), rel=1e-9)
+    assert ("chernoff" in numbers) == figures.has_bounds(gate) == (kind not in ("thompson", "by-success"))
+    assert to_png(figure).startswith(b"\x89PNG")
+    assert figures.meter_line(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3).count("border-radius:50%") == 9
+
+
+def test_the_lamps_of_a_gate_that_is_not_sure_are_filled_as_far_as_it_injects():
+    html = figures.meter_line(kind="thompson")
+    chances = injection_chances(0.9, 8, ThompsonGate())
+    assert f">{chances[8]:.0%}</td>" in html and f"{chances[8]:.0%},white" in html and chances[8] == pytest.approx(0.8**9)
+    assert ">erases</td>" in figures.meter_line(trials=6, kind="always") and ">erases</td>" in figures.meter_line(trials=6)
+    early, late = (figures.meter_line(0.95, 8, "running", visit=v) for v in (1, 50))
+    assert early.count(">inject</td>") == 7 and late.count(">leave</td>") > 3  # S = 6 can't outweigh 49 good visits
+
+
+def test_the_meter_answers_in_well_under_a_second():
+    for kind in GATES:
+        figures.meter(0.8, 64, kind, visit=7)
+        best = min(_seconds(lambda kind=kind: to_png(figures.meter(0.9, 64, kind, visit=7)[0])) for _ in range(3))
+        assert best < 0.9, kind
+
+
+def _seconds(work) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"success_rate": 1.0}, "at a success rate of 1 there is no gradient"), ({"success_rate": 1.2}, "choose one between 0 and 1"),
+    ({"trials": 1}, "it must be a whole number from 2 to 1024"), ({"kind": "coin"}, "unknown gate 'coin'; choose one of beta, always"),
+    ({"alpha": 0.0}, "prior's alpha is 0.0; it must be a positive number"), ({"visit": 0}, "visits are counted from 1")])
+def test_settings_without_meaning_are_one_sentence(settings, sentence):
+    with pytest.raises(ValueError, match=sentence) as refused:
+        figures.meter(**{"kind": "running"} | settings)
+    assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
+def test_group_sizes_have_the_known_values():
+    _, values = figures.group_sizes()
+    assert [round(values[n], 4) for n in (2, 8, 16, 32, 64)] == [1, 0.1869, 0.2108, 0.0944, 0.0099]
+    assert values[16] > values[8]
+
+
+def test_what_injection_buys_and_costs():
+    _, found = figures.buys_and_costs()
+    few, half, most = (int(np.searchsorted(figures.MU, mu)) for mu in (0.005, 0.5, 0.995))
+    mu = figures.MU
+    assert found["GRPO"] == pytest.approx(1 - (1 - mu) ** 8 - mu**8) and found["with the gate"][few] > 0.999
+    assert found["with the gate"][most] == pytest.approx(1 - mu[most] ** 8)  # all right: nobody can teach them
+    assert found["log p"][few] > 25 * found["never"][few] and found["p/(p+0.1)"][few] < 1.2 * found["never"][few]
+    assert found["bias, p/(p+0.1)"][few] > 0.25 * found["never"][few] and found["bias, p/(p+0.1)"][most] < 0.01 * found["never"][most]
+    erasing = figures.buys_and_costs(6)[1]
+    assert erasing["with the gate"][most] < 0.1 * erasing["GRPO"][most]
+
+
+@pytest.fixture(scope="module")
+def curves():
+    plain = {"GRPO": GRPO, "HAPO": HAPO}
+    return {name: learning_curve([-4, -5, 2], [0.8, 0.9, 0], 8, method, 0, steps=300, step_size=10.0) for name, method in plain.items()}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return {name: read(SHIPPED / f"{name}.jsonl.gz") for name in ("beta", "always")}
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
+@pytest.mark.parametrize("draw", [
+    lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running", visit=9)[0], lambda *_: figures.group_sizes()[0],
+    lambda *_: figures.buys_and_costs()[0], lambda curves, _: figures.ceiling_figure(curves, 10.0),
+    lambda curves, _: figures.norms_figure(curves["HAPO"]), lambda _, settings: figures.runs_figure(settings)])
+def test_nothing_leaves_the_picture(draw, large, curves, settings):
+    with projector(large):
+        figure = draw(curves, settings)
+        to_png(figure)
+    width, height = figure.get_size_inches() * figure.dpi
+    written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
+    for text in filter(lambda t: t.get_text(), written):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+
+
+def test_smoothing_looks_back_only():
+    values = np.arange(25.0)
+    assert figures.smoothed(values)[[0, 4, 24]] == pytest.approx([0, 2, values[15:].mean()])
+
+
+def test_a_running_posterior_is_under_the_meter_at_its_visit():
+    assert figures.meter(0.9, 8, "running", visit=20)[1]["injection"] == pytest.approx(
+        float(injection_probability(0.9, 8, RunningGate(), 20)))
