@@ -30,11 +30,11 @@ from hapo_lab.rollouts import TransformersEngine  # noqa: E402
 from hapo_lab.tasks import load_task  # noqa: E402
 from hapo_lab.trainer import TINY, Trainer  # noqa: E402
 
-STEPS = 80
+STEPS = TINY.steps
 PROBLEMS = 80
 """To train on: each comes again every ten steps, because a gate that remembers a prompt needs its visits."""
 GATES = {name: gate() for name, gate in KINDS.items()} | {
-    "by-step": StepAnnealedGate(steps=50), "running": RunningGate(discount=0.5),
+    "by-step": StepAnnealedGate(steps=40), "running": RunningGate(discount=0.5),
     "beta-3-3": BetaGate(3, 3), "by-success-3-3": SuccessAnnealedGate(3, 3)}
 """With the prior Beta(3, 3) the paper's gate can't close at N = 8; the last one repairs that."""
 SEEDS = range(5)
