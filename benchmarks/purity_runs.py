@@ -3,7 +3,7 @@
     python benchmarks/purity_runs.py [FOLDER]
 
 Prints a line a setting; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
-after the step, saved, and the same command goes on: runs are written to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
+after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
 """
 
 from __future__ import annotations

@@ -272,8 +272,8 @@ def can_close(answer) -> Mark:
              for gamma in (half, Fraction(4, 5), Fraction(9, 10))]
     return _function(answer, lambda n, a, b, g: a + n >= g * (a + b + n), cases, [
         (lambda n, a, b, g: a + n > g * (a + b + n), "at a tie the gate leaves the group alone: c < gamma is strict"),
-        (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near mu = 1 "
-         "almost every group has S = N"),
+        (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near "
+         "mu = 1 almost every group has S = N"),
         (lambda n, a, b, g: a + n < g * (a + b + n), "the other way around: that is when the teacher always comes"),
         (lambda n, a, b, g: 5 * (a + n) >= 4 * (a + b + n), "that is for gamma = 0.8 alone")],
         "only S = N is left in the limit, so its lamp decides.")
