@@ -2,39 +2,37 @@
 
     python benchmarks/purity_runs.py [FOLDER]
 
-Prints a line a setting; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it after
-the step, saved, and the same command goes on: runs are written to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
+Prints a line a setting; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
+after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: 16 small matrices gain nothing from a second thread
+import torch
+from tqdm import tqdm
 
-from tqdm import tqdm  # noqa: E402
+from hapo_lab import disk
+from hapo_lab.evaluate import evaluate, grade, prompt_ids
+from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
+from hapo_lab.methods import GATES as KINDS
+from hapo_lab.methods import HAPO
+from hapo_lab.models import load_policy
+from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
+from hapo_lab.records import runs_folder
+from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.tasks import load_task
+from hapo_lab.trainer import TINY, Trainer
 
-from hapo_lab import disk  # noqa: E402
-from hapo_lab.evaluate import evaluate, grade, prompt_ids  # noqa: E402
-from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate  # noqa: E402
-from hapo_lab.methods import GATES as KINDS  # noqa: E402
-from hapo_lab.methods import HAPO  # noqa: E402
-from hapo_lab.models import load_policy  # noqa: E402
-from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write  # noqa: E402
-from hapo_lab.records import runs_folder  # noqa: E402
-from hapo_lab.rollouts import TransformersEngine  # noqa: E402
-from hapo_lab.tasks import load_task  # noqa: E402
-from hapo_lab.trainer import TINY, Trainer  # noqa: E402
-
-STEPS = 80
+STEPS = TINY.steps
 PROBLEMS = 80
 """To train on: each comes again every ten steps, because a gate that remembers a prompt needs its visits."""
 GATES = {name: gate() for name, gate in KINDS.items()} | {
-    "by-step": StepAnnealedGate(steps=50), "running": RunningGate(discount=0.5),
+    "by-step": StepAnnealedGate(steps=40), "running": RunningGate(discount=0.5),
     "beta-3-3": BetaGate(3, 3), "by-success-3-3": SuccessAnnealedGate(3, 3)}
 """With the prior Beta(3, 3) the paper's gate can't close at N = 8; the last one repairs that."""
 SEEDS = range(5)
@@ -67,7 +65,8 @@ def measure_next(trainer: Trainer) -> None:
     trainer.engine.sync()
     drawn = trainer.engine.generate([prompt_ids(trainer.policy, p) for p in problems], SPARE, trainer.sampling,
                                     seed=trainer.config.seed * 1_000_003 + step + 500_000)  # no step's, no evaluation's
-    right = [sum(int(grade(trainer.task, p, c).reward) for c in completions) for p, completions in zip(problems, drawn, strict=True)]
+    right = [sum(int(grade(trainer.task, p, c).reward) for c in completions)
+             for p, completions in zip(problems, drawn, strict=True)]
     disk.append(trainer.log.folder / "spare.jsonl", disk.lines([{"step": step, "right": right}]))
 
 
@@ -78,6 +77,7 @@ def examined(trainer: Trainer) -> float:
 
 
 def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # small matrices gain little from a second thread, and another number rounds otherwise
     warnings.filterwarnings("ignore", "BetaGate.* can never close")  # that is what beta-3-3 is here to show
     with tqdm(total=STEPS * len(GATES) * len(SEEDS), unit="step") as bar:
         for seed in SEEDS:  # seeds outside: whatever is done covers all gates
@@ -97,7 +97,8 @@ def main(folder: Path) -> None:
 
 
 def print_table() -> None:
-    print(f"the last {LAST} of {STEPS} steps, means over seeds; z: decisions less predictions, in standard errors, over all steps")
+    print(f"the last {LAST} of {STEPS} steps, means over seeds; z: decisions less predictions, "
+          "in standard errors, over all measured steps")
     print(f"{'gate':16s} {'student':>8s} {'injection':>10s} {'predicted':>10s} {'z':>6s} {'teacher share':>14s} "
           f"{'held-out (lowest, highest)':>28s}")
     for setting in GATES:

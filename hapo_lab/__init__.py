@@ -31,8 +31,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlwaysGate", "BetaGate", "BetaPosterior", "Group", "HardGate", "NeverGate", "Rollout", "RunningGate", "StepAnnealedGate",
-    "SuccessAnnealedGate", "ThompsonGate", "aggregation_weights", "clipped_surrogate", "doctor", "group_advantages", "hapo_loss",
-    "log_probability", "probability", "ratio", "shaped_surrogate", "sqrt", "synthetic_success_injection",
+    "SuccessAnnealedGate", "ThompsonGate", "aggregation_weights", "clipped_surrogate", "doctor", "group_advantages",
+    "hapo_loss", "log_probability", "probability", "ratio", "shaped_surrogate", "sqrt", "synthetic_success_injection",
 ]
 
 # On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.

@@ -260,8 +260,8 @@ def sixteen(answer) -> Mark:
         (0.0684, "you scaled 6 of 8 up to 12 of 16: the prior weighs less now, and 13 still injects, 14/18 < 0.8"),
         (0.48527, "S = 14 gives 15/18 = 0.83: it is left alone"),
         (0.0, "the gate never sees 0.9: it sees sixteen rollouts")],
-        "twice the rollouts, and the teacher comes more often.", "It is P(S <= k), S binomial (16, 0.9); k is the largest S that "
-        "gives c < 0.8.")
+        "twice the rollouts, and the teacher comes more often.", "It is P(S <= k), S binomial (16, 0.9); k is the largest S "
+        "that gives c < 0.8.")
 
 
 @exercise
@@ -272,8 +272,8 @@ def can_close(answer) -> Mark:
              for gamma in (half, Fraction(4, 5), Fraction(9, 10))]
     return _function(answer, lambda n, a, b, g: a + n >= g * (a + b + n), cases, [
         (lambda n, a, b, g: a + n > g * (a + b + n), "at a tie the gate leaves the group alone: c < gamma is strict"),
-        (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near mu = 1 almost "
-         "every group has S = N"),
+        (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near "
+         "mu = 1 almost every group has S = N"),
         (lambda n, a, b, g: a + n < g * (a + b + n), "the other way around: that is when the teacher always comes"),
         (lambda n, a, b, g: 5 * (a + n) >= 4 * (a + b + n), "that is for gamma = 0.8 alone")],
         "only S = N is left in the limit, so its lamp decides.")
@@ -293,7 +293,7 @@ def smallest_pure_group(answer) -> Mark:
 
 @exercise
 def draw_at_one(answer) -> Mark:
-    """a probability: a draw from the posterior calls the teacher to a group of 8 that is all right, Beta(1, 1), threshold 0.8"""
+    """a probability: a posterior draw calls the teacher to a group of 8 that is all right, with Beta(1, 1), threshold 0.8"""
     return _value(answer, 0.8**9, [
         (0.8**8, "you left out the prior: 8 successes make Beta(9, 1), whose density is 9 x^8"),
         (0.0, "that is the mean's answer; a draw from Beta(9, 1) may fall below 0.8"),

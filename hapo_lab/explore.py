@@ -187,7 +187,8 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
     means = posterior.mean.numpy()
     draws = special.betaincinv(posterior.alpha.numpy(), posterior.beta.numpy(), uniform)
     by_mean, by_draw = successes <= gate.cutoff(trials), draws < threshold
-    long_run = (gate.injection_probability(success_rate, trials).item(), float(injection_probability(success_rate, trials, ThompsonGate(alpha, beta, threshold))))
+    long_run = [float(injection_probability(success_rate, trials, which))
+                for which in (gate, ThompsonGate(alpha, beta, threshold))]
     figure, (left, right) = cell_figure(1, 2)
     _density(left, gate, int(successes[-1]), trials)
     panel_title(left, f"Group {groups}: {successes[-1]} of {trials} right, c = {means[-1]:.2f}")

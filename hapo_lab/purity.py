@@ -57,7 +57,7 @@ def injection_chances(success_rate: np.ndarray | float, trials: int, gate: Gate,
         return binomial_cdf(ceil(gate.bound(visit * n)) - 1 - s, (visit - 1) * n, mu[..., None])
     if isinstance(gate, SuccessAnnealedGate):
         total = min(visit, gate.window) * n
-        last = (_falling_cutoffs(gate, n, total) >= s[:, None]).sum(1) - 1  # the most successes in the window at which S still injects
+        last = (_falling_cutoffs(gate, n, total) >= s[:, None]).sum(1) - 1  # successes in the window up to which S injects
         return binomial_cdf(last - s, total - n, mu[..., None])
     if isinstance(gate, StepAnnealedGate):
         chances = (s <= gate.cutoff(n, gate.progress(visit))).astype(float)

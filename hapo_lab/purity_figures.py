@@ -44,7 +44,8 @@ def gate_of(kind: str, alpha: float = 1.0, beta: float = 1.0, threshold: float =
 def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> ExpectedGradient:
     """The expected update of a policy of success mu; see the top of this file."""
     if not 0 < mu < 1:
-        raise ValueError(f"at a success rate of {mu:g} there is no gradient to compare a bias with: choose one between 0 and 1.")
+        raise ValueError(f"at a success rate of {mu:g} there is no gradient to compare a bias with: "
+                         "choose one between 0 and 1.")
     return expected_gradient(np.log([0.3 * mu, 0.7 * mu, 1 - mu]), [1, 1, 0], trials, replace(method, gate=gate), 0, visit)
 
 
@@ -256,8 +257,9 @@ def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
     panel_title(against, f"Largest |z| of {len(found)} gates: {max(abs(o.z) for o in found.values()):.1f}")
     panel_title(share, "The teacher's part in the gradient's norm")
     panel_title(exam, f"{len(next(iter(settings.values())))} seeds a gate")
-    headline(figure, f"{len(found)} gates, the last {LAST} of {steps} steps: the teacher comes to "
-                     f"{min(o.injection for o in found.values()):.0%} to {max(o.injection for o in found.values()):.0%} of the groups")
+    rates = [o.injection for o in found.values()]
+    headline(figure, f"{len(found)} gates, the last {LAST} of {steps} steps: the teacher comes to {min(rates):.0%} to "
+                     f"{max(rates):.0%} of the groups")
     return figure
 
 

@@ -168,7 +168,7 @@ def outcome(runs: Sequence[PurityRun]) -> Outcome:
     error = residuals.std(ddof=1) / len(residuals) ** 0.5
     late = [p for run in runs for step, p in run.predicted.items() if step > steps - LAST]
     exams = [run.heldout for run in runs]
-    return Outcome(len(runs), *(float(np.mean([getattr(run, name)[-LAST:] for run in runs])) for name in ("success", "injection")),
-                   predicted=float(np.mean(late)), z=float(residuals.mean() / error) if error else 0.0,
-                   share=float(np.mean([run.share[-LAST:] for run in runs])), heldout=float(np.mean(exams)),
-                   lowest=min(exams), highest=max(exams))
+    at_the_end = {name: float(np.mean([getattr(run, name)[-LAST:] for run in runs]))
+                  for name in ("success", "injection", "share")}
+    return Outcome(len(runs), **at_the_end, predicted=float(np.mean(late)), z=float(residuals.mean() / error) if error else 0.0,
+                   heldout=float(np.mean(exams)), lowest=min(exams), highest=max(exams))

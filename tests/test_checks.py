@@ -12,7 +12,8 @@ RIGHT = {
     "advantages": lambda r: (np.array(r) - np.mean(r)) / (np.std(r, ddof=1) + 1e-4),
     "teacher_advantage": lambda S, N: (N - 1 - S) / N, "posterior_mean": lambda S, N, a0, b0: (a0 + S) / (N + a0 + b0),
     "clipped": lambda rho, A: min(rho * A, min(max(rho, 0.8), 1.2) * A),
-    "sixteen": 0.2108, "can_close": lambda N, a, b, g: N * (1 - g) >= g * (a + b) - a, "smallest_pure_group": 8, "draw_at_one": 0.134}
+    "sixteen": 0.2108, "can_close": lambda N, a, b, g: N * (1 - g) >= g * (a + b) - a, "smallest_pure_group": 8,
+    "draw_at_one": 0.134}
 
 WRONG = [
     ("posterior_mean", lambda S, N, a, b: (a + S) / N, "you divided by N: the posterior holds N + a0 + b0"),
@@ -26,10 +27,14 @@ WRONG = [
     ("teacher_at_nine_tenths", 0.57, "tie"), ("teacher_at_nine_tenths", 0, "never sees"), ("smallest_group", 4, "tie"),
     ("clipped", lambda rho, A: min(max(rho, 0.8), 1.2) * A, "both sides"), ("loudest", 1, "flat"), ("loudest", 0, "in log p"),
     ("whisper", 1002, "1/4"), ("sixteen", 0.187, "groups of 8"), ("sixteen", 0.0684, "the prior weighs less"),
-    ("sixteen", 0.485, "left alone"), ("sixteen", 0, "never sees"), ("can_close", lambda N, a, b, g: a + N > g * (a + b + N), "tie"),
-    ("can_close", lambda N, a, b, g: a + N - 1 >= g * (a + b + N), "relative bias"), ("can_close", lambda N, a, b, g: N >= 3, "for (2, "),
-    ("can_close", lambda N, a, b, g: a + N >= 0.8 * (a + b + N), "for gamma = 0.8 alone"), ("smallest_pure_group", 3, "*probability*"),
-    ("smallest_pure_group", 7, "only failure"), ("draw_at_one", 0.168, "left out the prior"), ("draw_at_one", 0, "a draw from Beta(9, 1)")]
+    ("sixteen", 0.485, "left alone"), ("sixteen", 0, "never sees"),
+    ("can_close", lambda N, a, b, g: a + N > g * (a + b + N), "tie"),
+    ("can_close", lambda N, a, b, g: a + N - 1 >= g * (a + b + N), "relative bias"),
+    ("can_close", lambda N, a, b, g: N >= 3, "for (2, "),
+    ("can_close", lambda N, a, b, g: a + N >= 0.8 * (a + b + N), "for gamma = 0.8 alone"),
+    ("smallest_pure_group", 3, "*probability*"),
+    ("smallest_pure_group", 7, "only failure"), ("draw_at_one", 0.168, "left out the prior"),
+    ("draw_at_one", 0, "a draw from Beta(9, 1)")]
 
 
 def test_every_exercise_is_tried_here():

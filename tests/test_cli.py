@@ -69,7 +69,8 @@ def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
 
 
 def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys):
-    tiny = [*SMALL, "--model", "tiny", "--gate", "running", "--threshold", "0.5", "--rank", "4", "--no-quantize", "--save-every", "1"]
+    tiny = [*SMALL, "--model", "tiny", "--gate", "running", "--threshold", "0.5", "--rank", "4", "--no-quantize",
+            "--save-every", "1"]
     for run in ("whole", "broken"):
         main(["train", str(tmp_path / run), *tiny])
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-000002")

@@ -263,6 +263,11 @@ def test_the_teacher_as_a_ceiling_after_20_000_steps(method, final):
     assert round(curve.success[-1], 3) == final
 
 
+def test_the_ceiling_of_papers_example_is_a_delay():
+    curve = learning_curve([-4, -5, 2], [.8, .9, 0], 8, replace(HAPO, **PLAIN), 0, steps=29_700)
+    assert round(curve.success[20_000], 3) == .800 and int(np.argmax(curve.success > .85)) == 29_613
+
+
 def test_the_teacher_is_a_ceiling_only_for_actions_that_are_hardly_better():
     """HAPO settled on the teacher's action, .8, learns one of .9 after all; with F = p none of less than .8179."""
     hapo, start = replace(HAPO, **PLAIN), [0., -6, -9]

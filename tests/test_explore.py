@@ -187,7 +187,8 @@ def test_the_lab():
 
 @pytest.mark.parametrize("name, setting, value, word", [
     ("injection", "successes", 9, "9 right of 8"), ("prior_pull", "alpha", 0, "positive"), ("prior_pull", "threshold", 0, "threshold"),
-    ("gate_lab", "beta", 0, "positive"), ("purity_meter", "alpha", 0, "positive"), ("purity_meter", "threshold", 0, "threshold")])
+    ("gate_lab", "beta", 0, "positive"), ("purity_meter", "alpha", 0, "positive"),
+    ("purity_meter", "threshold", 0, "threshold")])
 def test_settings_that_mean_nothing_show_one_sentence(name, setting, value, word, capfd):
     face = FACES[name]()
     before = face[setting].value

@@ -62,8 +62,10 @@ def _seconds(work) -> float:
 
 
 @pytest.mark.parametrize("settings, sentence", [
-    ({"success_rate": 1.0}, "at a success rate of 1 there is no gradient"), ({"success_rate": 1.2}, "choose one between 0 and 1"),
-    ({"trials": 1}, "it must be a whole number from 2 to 1024"), ({"kind": "coin"}, "unknown gate 'coin'; choose one of beta, always"),
+    ({"success_rate": 1.0}, "at a success rate of 1 there is no gradient"),
+    ({"success_rate": 1.2}, "choose one between 0 and 1"),
+    ({"trials": 1}, "it must be a whole number from 2 to 1024"),
+    ({"kind": "coin"}, "unknown gate 'coin'; choose one of beta, always"),
     ({"alpha": 0.0}, "prior's alpha is 0.0; it must be a positive number"), ({"visit": 0}, "visits are counted from 1")])
 def test_settings_without_meaning_are_one_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence) as refused:
@@ -79,20 +81,21 @@ def test_group_sizes_have_the_known_values():
 
 def test_what_injection_buys_and_costs():
     _, found = figures.buys_and_costs()
-    few, half, most = (int(np.searchsorted(figures.MU, mu)) for mu in (0.005, 0.5, 0.995))
+    few, most = (int(np.searchsorted(figures.MU, mu)) for mu in (0.005, 0.995))
     mu = figures.MU
     assert found["GRPO"] == pytest.approx(1 - (1 - mu) ** 8 - mu**8) and found["with the gate"][few] > 0.999
     assert found["with the gate"][most] == pytest.approx(1 - mu[most] ** 8)  # all right: nobody can teach them
     assert found["log p"][few] > 25 * found["never"][few] and found["p/(p+0.1)"][few] < 1.2 * found["never"][few]
-    assert found["bias, p/(p+0.1)"][few] > 0.25 * found["never"][few] and found["bias, p/(p+0.1)"][most] < 0.01 * found["never"][most]
+    assert found["bias, p/(p+0.1)"][few] > 0.25 * found["never"][few]
+    assert found["bias, p/(p+0.1)"][most] < 0.01 * found["never"][most]
     erasing = figures.buys_and_costs(6)[1]
     assert erasing["with the gate"][most] < 0.1 * erasing["GRPO"][most]
 
 
 @pytest.fixture(scope="module")
 def curves():
-    plain = {"GRPO": GRPO, "HAPO": HAPO}
-    return {name: learning_curve([-4, -5, 2], [0.8, 0.9, 0], 8, method, 0, steps=300, step_size=10.0) for name, method in plain.items()}
+    return {method.name: learning_curve([-4, -5, 2], [0.8, 0.9, 0], 8, method, 0, steps=300, step_size=10.0)
+            for method in (GRPO, HAPO)}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,8 @@ def settings():
 
 @pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
 @pytest.mark.parametrize("draw", [
-    lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running", visit=9)[0], lambda *_: figures.group_sizes()[0],
+    lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running", visit=9)[0],
+    lambda *_: figures.group_sizes()[0],
     lambda *_: figures.buys_and_costs()[0], lambda curves, _: figures.ceiling_figure(curves, 10.0),
     lambda curves, _: figures.norms_figure(curves["HAPO"]), lambda _, settings: figures.runs_figure(settings)])
 def test_nothing_leaves_the_picture(draw, large, curves, settings):

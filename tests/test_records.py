@@ -33,7 +33,7 @@ def record(step):
 
 @pytest.fixture
 def groups(group_of, demonstration):
-    return [teach_alone(HAPO, group_of([1.] * 2 + [0.] * 6), demonstration), teach_alone(HAPO, group_of([1.] * 8), demonstration)]
+    return [teach_alone(HAPO, group_of([1.] * s + [0.] * (8 - s)), demonstration) for s in (2, 8)]
 
 
 @pytest.fixture
