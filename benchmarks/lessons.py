@@ -35,7 +35,8 @@ def main() -> None:
     import ipywidgets
 
     from hapo_lab import widgets
-    print(f"first picture, Python's own start included: {statistics.median(seconds(first_picture) for _ in range(ROUNDS)):.1f} s")
+    first = statistics.median(seconds(first_picture) for _ in range(ROUNDS))
+    print(f"first picture, Python's own start included: {first:.1f} s")
     print(f"{'explorable':16s} {'ladder':>10s} {'ladder + picture':>20s}")
     for make in (widgets.collapse, widgets.dead_groups, widgets.injection, widgets.prior_pull, widgets.gate_lab,
                  widgets.clip_and_shape, widgets.purity_meter):

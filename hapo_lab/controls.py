@@ -16,8 +16,8 @@ from hapo_lab.gate import BetaGate
 from hapo_lab.trainer import Trainer
 from hapo_lab.widgets import gate_sliders
 
-NOT_IN_COLAB = ("Colab shows nothing that a background thread draws: train in a cell (for record in trainer), interrupt it, change "
-                "the method's gate, and run the cell again; it goes on with the settings as they are then.")
+NOT_IN_COLAB = ("Colab shows nothing that a background thread draws: train in a cell (for record in trainer), interrupt it, "
+                "change the method's gate, and run the cell again; it goes on with the settings as they are then.")
 
 
 class Controls:
@@ -44,7 +44,8 @@ class Controls:
                         for label in ("Pause", "Step", "Stop")}
         self.ladder, self.status = ipw.HTML(), ipw.Label()
         self._dashboard = Dashboard(trainer)
-        for label, press in (("Pause", self._pause_or_go), ("Step", lambda: self.run.step()), ("Stop", lambda: self.run.stop())):
+        presses = {"Pause": self._pause_or_go, "Step": lambda: self.run.step(), "Stop": lambda: self.run.stop()}
+        for label, press in presses.items():
             self.buttons[label].on_click(lambda _, press=press: self._safely(press))
         for slider in self.sliders.values():
             slider.observe(lambda _: self._safely(self._change), names="value")
@@ -65,7 +66,7 @@ class Controls:
         if "google.colab" in sys.modules:
             print(NOT_IN_COLAB)
             return
-        box = ipw.VBox([ipw.HBox(list(self.buttons.values()) + [self.status]), ipw.HBox(list(self.sliders.values())), self.ladder])
+        box = ipw.VBox([ipw.HBox([*self.buttons.values(), self.status]), ipw.HBox([*self.sliders.values()]), self.ladder])
         view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
         display({"application/vnd.jupyter.widget-view+json": view,
                  "text/plain": "Run this cell: it trains in the background, and its controls appear here."}, raw=True)

@@ -57,7 +57,8 @@ def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
 
 def _completions(group: Group) -> str:
     """Teacher's seat marked, and who sat there before."""
-    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("seat", "who", "reward", "advantage", "says", "verifier"))
+    columns = ("seat", "who", "reward", "advantage", "says", "verifier")
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
     rows = []
     for seat, (r, a) in enumerate(zip(group.rollouts, group.advantages.tolist(), strict=True)):
         who, colour = ("teacher", style.teacher) if r.teacher else ("student", style.student)
@@ -74,7 +75,7 @@ REPLAY = "a replay of decisions, not of the training that would have followed"
 
 
 def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> tuple[Figure, dict]:
-    """The run up to a step: what its gate decided, and what a Beta gate with these numbers would have said to the same groups."""
+    """The run up to a step: what its gate decided, and what a Beta gate with these numbers says to the same groups."""
     steps, gate = log.steps[:_step(log, step).step], BetaGate(alpha, beta, threshold)
     recorded = [sum(r.decisions) for r in steps]
     replayed = [int(gate.chance(torch.tensor(r.successes), torch.tensor(r.trials)).sum()) for r in steps]

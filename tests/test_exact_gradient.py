@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from conftest import PROBLEM, teach_alone
+
 from hapo_lab.exact_gradient import expected_gradient, learning_curve, teacher_margin
 from hapo_lab.gate import (
     AlwaysGate,

@@ -75,7 +75,6 @@ def test_three_priors():
 
 @pytest.mark.parametrize("success_rate, mean", [(0.5, .9648), (0.8, .4967), (0.9, .1869), (0.95, .0572), (0.99, .0027), (1.0, 0.0)])
 def test_long_run_of_mean_and_draw(success_rate, mean):
-    gate = BetaGate()
     assert explore.gate_lab(success_rate)[1]["long_run_mean"] == pytest.approx(mean, abs=5e-5)
     s = np.arange(9)
     draw = sum(stats.binom.pmf(s, 8, success_rate) * stats.beta.cdf(0.8, 1 + s, 9 - s))

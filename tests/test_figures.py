@@ -16,8 +16,8 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-
 from conftest import teach_alone
+
 from hapo_lab import dashboard as dashboards
 from hapo_lab.dashboard import Dashboard
 from hapo_lab.drawing import projector, style, to_png

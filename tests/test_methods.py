@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from conftest import teach_alone
+
 from hapo_lab.gate import BetaGate, RunningGate
 from hapo_lab.loss import group_advantages
 from hapo_lab.methods import GRPO, HAPO, LUFFY, METHODS, SFT, get_gate, get_method

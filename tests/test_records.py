@@ -12,8 +12,8 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
-
 from conftest import teach_alone
+
 from hapo_lab.dashboard import watch
 from hapo_lab.methods import HAPO
 from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
