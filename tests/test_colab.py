@@ -187,5 +187,5 @@ def test_a_lesson_runs_on_colabs_versions(path, colab, tmp_path, monkeypatch, re
 
 def test_the_controls_work_with_ipywidgets_7(colab):
     done = colab.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_controls.py", "tests/test_explore.py",
-                     "-k", "control or click or step or lab or sentence or callback or frame", cwd=ROOT)
+                     "-k", "ends or click or steps or frame or pause", cwd=ROOT)
     assert done.returncode == 0, done.stdout
