@@ -170,5 +170,6 @@ def outcome(runs: Sequence[PurityRun]) -> Outcome:
     exams = [run.heldout for run in runs]
     at_the_end = {name: float(np.mean([getattr(run, name)[-LAST:] for run in runs]))
                   for name in ("success", "injection", "share")}
-    return Outcome(len(runs), **at_the_end, predicted=float(np.mean(late)), z=float(residuals.mean() / error) if error else 0.0,
+    return Outcome(len(runs), **at_the_end, predicted=float(np.mean(late)),
+                   z=float(residuals.mean() / error) if error > 1e-9 else 0.0,  # less: the arithmetic's rounding
                    heldout=float(np.mean(exams)), lowest=min(exams), highest=max(exams))
