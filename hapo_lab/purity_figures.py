@@ -204,6 +204,8 @@ def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> 
         passes = int(np.argmax(curve.success > 0.85)) if curve.success[-1] > 0.85 else len(time) - 1
         write(ax, time[passes], 0.62 - 0.12 * list(curves).index(name), f"{name} ", colour, ha="right")
     ax.set(xscale="log", xlim=(10 * step_size, time[-1]), ylim=(0, 1))
+    ax.set_xticks(powers := [10**n for n in range(2, len(str(int(time[-1]))))], [f"{power:,}" for power in powers])
+    ax.minorticks_off()
     ax.axhline(0.8, color=style.threshold, ls="--", lw=1.2)
     headline(figure, "The teacher's 0.8 is a long rest, not the end")
     return figure
@@ -217,6 +219,12 @@ def norms_figure(curve: LearningCurve) -> Figure:
     ax.plot(steps, curve.objective_norm, color=style.student, lw=2.2)
     ax.plot(steps, curve.update_norm, color=style.teacher, lw=2.2)
     ax.set(xscale="log", yscale="log", xlim=(1, steps[-1]))
+    ax.set_xticks(powers := [10**n for n in range(len(str(steps[-1])))], [f"{power:,}" for power in powers])
+    lowest = int(np.log10(curve.update_norm.min())) - 1
+    ax.set(ylim=(10.0**lowest, 1))
+    ax.set_yticks([10.0**n for n in range(lowest, 1)], [f"1e{n}" if n else "1" for n in range(lowest, 1)])
+    ax.minorticks_off()
+    ax.yaxis.labelpad = 1
     write(ax, 0.03, 0.14, "true gradient of the success", style.student, transform=ax.transAxes)
     write(ax, 0.03, 0.05, "expected update", style.teacher, transform=ax.transAxes)
     headline(figure, f"The update has come to rest ({curve.update_norm[-1]:.1g}), the gradient has not "
@@ -238,6 +246,7 @@ def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
     share.set(yscale="log", ylim=(1e-4, 1.2))
     share.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1], ["1e-4", "1e-3", "0.01", "0.1", "1"])
     share.yaxis.set_minor_locator(NullLocator())
+    share.yaxis.labelpad = 1
     frame(against, "predicted", "measured")
     against.set(xlim=(0, 1.02), ylim=(0, 1.02))
     against.plot([0, 1], [0, 1], color=style.threshold, lw=1, ls="--")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -93,7 +94,9 @@ class PurityRun:
         state: dict = {}
         for step, (keys, successes) in enumerate(zip(self.problems, self.successes, strict=True), 1):
             uniforms = gate_uniforms(self.seed, step, len(keys))
-            decisions, _, after = self.gate.decide(state, keys, successes, [self.trials] * len(keys), uniforms)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a gate can't close was said when it trained
+                decisions, _, after = self.gate.decide(state, keys, successes, [self.trials] * len(keys), uniforms)
             yield step, state, decisions.long().tolist()
             state = after
 
