@@ -76,8 +76,8 @@ def _function(answer, right: Callable, cases: Sequence[tuple], wrongs: Sequence[
         for formula, says in wrongs:
             if first_difference(formula) is None:
                 return Mark(False, says)
-        case = ", ".join(f"{x}" for x in cases[i])
-    return Mark(False, f"for ({case}) yours gives {np.round(given[i], 4)}; it should be {np.round(right(*cases[i]), 4)}")
+        case, wanted = ", ".join(f"{x}" for x in cases[i]), np.asarray(right(*cases[i]), float)
+    return Mark(False, f"for ({case}) yours gives {np.round(given[i], 4)}; it should be {np.round(wanted, 4)}")
 
 
 # 01 advantage collapse ---------------------------------------------------------------------------------------------

@@ -204,6 +204,8 @@ def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> 
         passes = int(np.argmax(curve.success > 0.85)) if curve.success[-1] > 0.85 else len(time) - 1
         write(ax, time[passes], 0.62 - 0.12 * list(curves).index(name), f"{name} ", colour, ha="right")
     ax.set(xscale="log", xlim=(10 * step_size, time[-1]), ylim=(0, 1))
+    ax.set_xticks(powers := [10**n for n in range(2, len(str(int(time[-1]))))], [f"{power:,}" for power in powers])
+    ax.minorticks_off()
     ax.axhline(0.8, color=style.threshold, ls="--", lw=1.2)
     headline(figure, "The teacher's 0.8 is a long rest, not the end")
     return figure
@@ -217,6 +219,12 @@ def norms_figure(curve: LearningCurve) -> Figure:
     ax.plot(steps, curve.objective_norm, color=style.student, lw=2.2)
     ax.plot(steps, curve.update_norm, color=style.teacher, lw=2.2)
     ax.set(xscale="log", yscale="log", xlim=(1, steps[-1]))
+    ax.set_xticks(powers := [10**n for n in range(len(str(steps[-1])))], [f"{power:,}" for power in powers])
+    lowest = int(np.log10(curve.update_norm.min())) - 1
+    ax.set(ylim=(10.0**lowest, 1))
+    ax.set_yticks([10.0**n for n in range(lowest, 1)], [f"1e{n}" if n else "1" for n in range(lowest, 1)])
+    ax.minorticks_off()
+    ax.yaxis.labelpad = 1
     write(ax, 0.03, 0.14, "true gradient of the success", style.student, transform=ax.transAxes)
     write(ax, 0.03, 0.05, "expected update", style.teacher, transform=ax.transAxes)
     headline(figure, f"The update has come to rest ({curve.update_norm[-1]:.1g}), the gradient has not "
@@ -232,33 +240,38 @@ def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
     figure = Figure()
     over_time, against, share, exam = grid(figure, 2, 2)
     steps = len(next(iter(settings.values()))[0].successes)
-    colours = dict(zip(settings, [*style.runs, style.student, style.teacher, style.held_out], strict=False))
-    for ax, measure, unit in ((over_time, "injection", "share of groups injected"), (share, "share", "teacher's share of |g|")):
-        step_axis(ax, steps, unit, top=1.04)
-        labels = []
-        for name, runs in settings.items():
-            values = smoothed(np.mean([getattr(run, measure) for run in runs], 0))
-            ax.plot(np.arange(1, steps + 1), values, color=colours[name], lw=1.8, clip_on=False)
-            labels.append((steps, values[-1], name, colours[name]))
-        end_labels(ax, labels)
+    colours = dict(zip(settings, [*style.runs, style.student, style.teacher], strict=False))
+    step_axis(over_time, steps, "share of groups injected", top=1.04)
+    step_axis(share, steps, "teacher's share of |g|", top=1)
+    share.set(yscale="log", ylim=(1e-4, 1.2))
+    share.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1], ["1e-4", "1e-3", "0.01", "0.1", "1"])
+    share.yaxis.set_minor_locator(NullLocator())
+    share.yaxis.labelpad = 1
     frame(against, "predicted", "measured")
     against.set(xlim=(0, 1.02), ylim=(0, 1.02))
     against.plot([0, 1], [0, 1], color=style.threshold, lw=1, ls="--")
-    frame(exam, "", "held-out success")
-    exam.set(ylim=(0, 1.02), xlim=(-0.6, len(settings) - 0.4))
-    exam.set_xticks(range(len(settings)), list(settings), rotation=30, ha="right")
-    for i, (name, runs) in enumerate(settings.items()):
-        at = [step for step in runs[0].predicted]
-        against.plot([np.mean([run.predicted[s] for run in runs]) for s in at],
-                     [np.mean([run.injection[s - 1] for run in runs]) for s in at], "o", color=colours[name], ms=5, alpha=0.8)
-        exam.plot([i] * len(runs), [run.heldout for run in runs], "o", color=colours[name], ms=6, alpha=0.8)
-    found = {name: outcome(runs) for name, runs in settings.items()}
+    frame(exam, "held-out success", "")
+    exam.set(xlim=(-0.6, 1.03), ylim=(len(settings) - 0.4, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[])
+    labels = []
+    for row, (name, runs) in enumerate(settings.items()):
+        colour, injection = colours[name], smoothed(np.mean([run.injection for run in runs], 0))
+        over_time.plot(np.arange(1, steps + 1), injection, color=colour, lw=1.8, clip_on=False)
+        labels.append((steps, injection[-1], name, colour))
+        shares = smoothed(np.mean([run.share for run in runs], 0))
+        share.plot(np.arange(1, steps + 1), np.where(shares > 0, shares, np.nan), color=colour, lw=1.8)
+        measured = [(np.mean([run.predicted[step] for run in runs]), np.mean([run.injection[step - 1] for run in runs]))
+                    for step in runs[0].predicted]
+        against.plot(*np.transpose(measured), "o", color=colour, ms=5)
+        exam.plot([run.heldout for run in runs], [row] * len(runs), "o", color=colour, ms=6, alpha=0.8, clip_on=False)
+        write(exam, -0.58, row, name, colour, va="center")
+    end_labels(over_time, labels)
+    found = [outcome(runs) for runs in settings.values()]
+    rates = [o.injection for o in found]
     panel_title(over_time, f"Injection, smoothed over {WINDOW} steps")
-    panel_title(against, f"Largest |z| of {len(found)} gates: {max(abs(o.z) for o in found.values()):.1f}")
+    panel_title(against, f"Every dot a step; largest |z| of the {len(found)}: {max(abs(o.z) for o in found):.1f}")
     panel_title(share, "The teacher's part in the gradient's norm")
-    panel_title(exam, f"{len(next(iter(settings.values())))} seeds a gate")
-    rates = [o.injection for o in found.values()]
-    headline(figure, f"{len(found)} gates, the last {LAST} of {steps} steps: the teacher comes to {min(rates):.0%} to "
+    panel_title(exam, f"After {steps} steps, {found[0].seeds} seeds each")
+    headline(figure, f"{len(found)} settings, the last {LAST} of {steps} steps: the teacher comes to {min(rates):.0%} to "
                      f"{max(rates):.0%} of the groups")
     return figure
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -93,7 +94,9 @@ class PurityRun:
         state: dict = {}
         for step, (keys, successes) in enumerate(zip(self.problems, self.successes, strict=True), 1):
             uniforms = gate_uniforms(self.seed, step, len(keys))
-            decisions, _, after = self.gate.decide(state, keys, successes, [self.trials] * len(keys), uniforms)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a gate can't close was said when it trained
+                decisions, _, after = self.gate.decide(state, keys, successes, [self.trials] * len(keys), uniforms)
             yield step, state, decisions.long().tolist()
             state = after
 
@@ -170,5 +173,6 @@ def outcome(runs: Sequence[PurityRun]) -> Outcome:
     exams = [run.heldout for run in runs]
     at_the_end = {name: float(np.mean([getattr(run, name)[-LAST:] for run in runs]))
                   for name in ("success", "injection", "share")}
-    return Outcome(len(runs), **at_the_end, predicted=float(np.mean(late)), z=float(residuals.mean() / error) if error else 0.0,
+    return Outcome(len(runs), **at_the_end, predicted=float(np.mean(late)),
+                   z=float(residuals.mean() / error) if error > 1e-9 else 0.0,  # less: the arithmetic's rounding
                    heldout=float(np.mean(exams)), lowest=min(exams), highest=max(exams))

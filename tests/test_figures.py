@@ -23,7 +23,7 @@ from hapo_lab.dashboard import Dashboard
 from hapo_lab.drawing import projector, style, to_png
 from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
+from hapo_lab.methods import GATES, GRPO, HAPO, LUFFY, SFT
 from hapo_lab.records import RunLog, StepRecord, progress_line, seconds_left
 from hapo_lab.ssi import Group, Rollout
 
@@ -172,6 +172,14 @@ def test_an_unknown_gate_shows_what_it_did():
     log.about["method"]["gate"] = "MyGate()"
     figure = training_figure(log)
     assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"] and "unseen" in texts(figure)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_run_with_any_gate_is_drawn(kind):
+    log = a_log(replace(HAPO, gate=GATES[kind]()))
+    assert to_png(training_figure(log)) and to_png(training_figure(a_log(replace(HAPO, gate=GATES[kind]()), steps=0)))
+    asked = sum(log.steps[-1].decisions)
+    assert str(asked) in titles(training_figure(log))[3] or not asked
 
 
 def test_a_changed_gate_is_marked_on_every_time_axis():

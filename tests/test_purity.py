@@ -255,6 +255,15 @@ def test_a_threshold_that_falls_with_time_to_the_priors_share_is_shut_for_every_
     assert float(injection_probability(.5, 8, gate, visit=10)) > 0
 
 
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("beta", [1, 5, 10, 40])
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_near_one_a_threshold_that_falls_with_success_erases_just_where_lesson_07_says(n, beta, window):
+    chances = injection_chances(1 - 1e-9, n, SuccessAnnealedGate(1, beta, window=window), visit=window)
+    erases = float(4 * (1 + beta + n) > 5 * window * n * n)
+    assert chances[n - 1:] == pytest.approx([erases, 0.0], abs=1e-6)
+
+
 def test_a_threshold_that_falls_with_success_stays_open_while_the_success_is_poor():
     """It is shut where gamma (1 - rate) <= a0 / (a0 + b0 + N), that is from a rate of .875 on."""
     gate = SuccessAnnealedGate()

@@ -1,10 +1,12 @@
 """The prediction is unbiased for every gate; the shipped runs are whole, and their gates decided as often as they must."""
 
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from hapo_lab.gate import (
     AlwaysGate,
@@ -67,6 +69,26 @@ def test_a_run_is_put_in_short_written_and_read(fresh, sums, tmp_path):
     assert again == run and again.gate == RunningGate()
     write([again], tmp_path / "again.jsonl.gz")
     assert (tmp_path / "runs.jsonl.gz").read_bytes() == (tmp_path / "again.jsonl.gz").read_bytes()
+
+
+def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    spec = spec_from_file_location("purity_runs_benchmark", ROOT / "benchmarks" / "purity_runs.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, value in {"STEPS": 6, "PROBLEMS": 16, "MEASURED_EVERY": 2, "SPARE": 8}.items():
+        monkeypatch.setattr(script, name, value)
+    whole = script.train("running", 0, tmp_path / "whole", tqdm(disable=True))
+    measure = script.measure_next
+
+    def stop_at_three(trainer):
+        measure(trainer)
+        if len(trainer.log.steps) == 3:
+            trainer.stop()
+    monkeypatch.setattr(script, "measure_next", stop_at_three)
+    assert script.train("running", 0, tmp_path / "stopped", tqdm(disable=True)) is None
+    monkeypatch.setattr(script, "measure_next", measure)
+    assert script.train("running", 0, tmp_path / "stopped", tqdm(disable=True)) == whole
+    assert sorted(whole.spare) == ["2", "4", "6"] and len(whole.successes) == 6
 
 
 # the shipped ones
