@@ -211,24 +211,24 @@ def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> 
     return figure
 
 
-def norms_figure(curve: LearningCurve) -> Figure:
-    """The lengths of the expected update and of the true gradient, both axes logarithmic."""
-    figure, (ax,) = cell_figure(1, 1)
-    steps = np.arange(1, len(curve.success) + 1)
-    frame(ax, "step", "length")
-    ax.plot(steps, curve.objective_norm, color=style.student, lw=2.2)
-    ax.plot(steps, curve.update_norm, color=style.teacher, lw=2.2)
-    ax.set(xscale="log", yscale="log", xlim=(1, steps[-1]))
-    ax.set_xticks(powers := [10**n for n in range(len(str(steps[-1])))], [f"{power:,}" for power in powers])
-    lowest = int(np.log10(curve.update_norm.min())) - 1
-    ax.set(ylim=(10.0**lowest, 1))
-    ax.set_yticks([10.0**n for n in range(lowest, 1)], [f"1e{n}" if n else "1" for n in range(lowest, 1)])
-    ax.minorticks_off()
-    ax.yaxis.labelpad = 1
-    write(ax, 0.03, 0.14, "true gradient of the success", style.student, transform=ax.transAxes)
-    write(ax, 0.03, 0.05, "expected update", style.teacher, transform=ax.transAxes)
-    headline(figure, f"The update has come to rest ({curve.update_norm[-1]:.1g}), the gradient has not "
-                     f"({curve.objective_norm[-1]:.1g})")
+def norms_figure(curves: dict[str, LearningCurve]) -> Figure:
+    """The lengths of the expected update and of the true gradient, both axes logarithmic; a panel a curve."""
+    figure, panels = cell_figure(1, len(curves))
+    lowest = min(int(np.log10(curve.update_norm.min())) for curve in curves.values()) - 1
+    for ax, (name, curve) in zip(panels, curves.items(), strict=True):
+        steps = np.arange(1, len(curve.success) + 1)
+        frame(ax, "step", "length")
+        ax.plot(steps, curve.objective_norm, color=style.student, lw=2.2)
+        ax.plot(steps, curve.update_norm, color=style.teacher, lw=2.2)
+        ax.set(xscale="log", yscale="log", xlim=(1, steps[-1]), ylim=(10.0**lowest, 1))
+        ax.set_xticks(powers := [10**n for n in range(len(str(steps[-1])))], [f"{power:,}" for power in powers])
+        ax.set_yticks([10.0**n for n in range(0, lowest, -2)], [f"1e{n}" if n else "1" for n in range(0, lowest, -2)])
+        ax.minorticks_off()
+        ax.yaxis.labelpad = 1
+        panel_title(ax, f"{name}: success {curve.success[-1]:.4f}")
+    write(panels[0], 0.4, 0.62, "true gradient of the success", style.student, transform=panels[0].transAxes)
+    write(panels[0], 0.4, 0.52, "expected update", style.teacher, transform=panels[0].transAxes)
+    headline(figure, "The update comes to rest, the gradient does not vanish")
     return figure
 
 

@@ -108,7 +108,7 @@ def settings():
     lambda *_: figures.meter()[0], lambda *_: figures.meter(0.5, 64, "running", visit=9)[0],
     lambda *_: figures.group_sizes()[0],
     lambda *_: figures.buys_and_costs()[0], lambda curves, _: figures.ceiling_figure(curves, 10.0),
-    lambda curves, _: figures.norms_figure(curves["HAPO"]), lambda _, settings: figures.runs_figure(settings)])
+    lambda curves, _: figures.norms_figure(curves), lambda _, settings: figures.runs_figure(settings)])
 def test_nothing_leaves_the_picture(draw, large, curves, settings):
     with projector(large):
         figure = draw(curves, settings)
