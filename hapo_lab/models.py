@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
 
+from hapo_lab.config import Config
 from hapo_lab.tasks import DATA
 
 
@@ -98,9 +99,9 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 4096,
+def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = Config.token_budget,
                     device: torch.device | None = None) -> int:
-    """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens,
+    """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens (one pass),
     and on a CPU the sampler's copy of the weights (`rollouts.TransformersEngine`)."""
     p, device = _preset(preset), device or default_device()
     width = compute_dtype(device).itemsize

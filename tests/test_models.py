@@ -110,6 +110,11 @@ def test_estimates_grow_with_the_model_and_shrink_with_quantization():
     assert models.memory_estimate("qwen2.5-math-7b") < models.memory_estimate("qwen2.5-math-7b", quantize=False)
 
 
+def test_the_estimate_of_the_main_job_is_near_what_its_process_takes():
+    """3.5 GiB by `benchmarks/live.py`, Python and torch included: a machine with 8 GiB must not be refused."""
+    assert 2.5 < models.memory_estimate("smollm2-135m", device=torch.device("cpu")) / 2**30 < 4
+
+
 def test_where_bitsandbytes_cannot_load_the_base_stays_unquantized_and_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)  # what an absent package looks like to `import`
     with pytest.warns(UserWarning, match="bitsandbytes does not load here"):
