@@ -54,6 +54,9 @@ class EngineError(RuntimeError):
 class Engine(Protocol):
     """Whatever draws completions from the present policy."""
 
+    name: str
+    """For the reader of run.json."""
+
     def sync(self) -> None:
         """Take over the policy's present weights."""
 
@@ -72,6 +75,8 @@ class TransformersEngine:
         compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
         False: sample from the policy itself. Default: True on a CPU.
     """
+
+    name = "transformers"
 
     def __init__(self, policy: Policy, own_copy: bool | None = None):
         self.policy = policy

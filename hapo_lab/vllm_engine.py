@@ -24,6 +24,7 @@ from functools import cache
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
+import psutil
 import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -32,7 +33,7 @@ from safetensors.torch import save_file
 from hapo_lab import disk, vllm_process
 from hapo_lab.models import Policy, cache_dir, compute_dtype, memory_available
 from hapo_lab.rollouts import Completion, Engine, EngineError, Sampling, TransformersEngine, dequantised
-from hapo_lab.vllm_process import SEQUENCES, fingerprint
+from hapo_lab.vllm_process import BLOCK, SEQUENCES, fingerprint
 
 ENGINES = ("auto", "transformers", "vllm")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -51,7 +52,7 @@ def engine_for(wanted: str, policy: Policy, tokens: int, log: Path | None = None
         raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")
     if wanted == "vllm":
         return VllmEngine(policy, log)
-    work = tokens * sum(p.numel() for p in policy.model.parameters())
+    work = tokens * policy.model.get_base_model().num_parameters()
     if wanted == "auto" and work >= PAYS_FROM and installed() and not _unserved(policy, merge=policy.device.type == "cpu"):
         print(f"rollouts by {installed()[1]}: {tokens:,} tokens are enough for it to pay (engine='transformers' goes without)")
         return VllmEngine(policy, log)
@@ -73,8 +74,9 @@ def installed() -> tuple[str, str] | None:
 
 
 class VllmEngine:
-    """An `Engine` that asks a process with vLLM in it. The process starts at the first `sync`; it ends with this object, at
-    `close`, or with the process that this object lives in, however that ends.
+    """An `Engine` that asks a process with vLLM in it. The process starts at the first `sync`, and serves the policy from
+    then on, also for a later engine; it ends with the policy, at `close`, or when the process that both live in does,
+    however that ends.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ class VllmEngine:
             raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
         if why := _unserved(policy, self.merge):
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
-        self.process: Process | None = None
+        self.name = installed()[1]
 
     def sync(self) -> None:
         process = self._running()
@@ -115,10 +117,13 @@ class VllmEngine:
         shutil.rmtree(folder)
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
-        process, longest, new = self._running(), max(map(len, prompts)), sampling.max_new_tokens
-        if longest + new > self.context:
-            raise ValueError(f"a prompt of {longest} tokens and {new} new ones exceed the {self.context} that vLLM has room "
-                             "for here: shorten the prompt or the completion.")
+        process = _processes.get(self.policy.model)
+        if not process or not process.end.alive:
+            raise EngineError("vLLM is not running: sync starts it")
+        longest, new = max(map(len, prompts)), sampling.max_new_tokens
+        if longest + new > process.context:
+            raise ValueError(f"a prompt of {longest} tokens and {new} new ones exceed the {process.context} that vLLM has "
+                             "room for here: shorten the prompt or the completion.")
         tokenizer, draw = self.policy.tokenizer, random.Random(seed)
         end = tokenizer.eos_token_id
         answered, groups = process.ask(
@@ -131,45 +136,49 @@ class VllmEngine:
 
     def close(self) -> None:
         """End the process. The next `sync` starts another one."""
-        if self.process:
-            self.process.end()
+        if process := _processes.pop(self.policy.model, None):
+            process.end()
 
     def _running(self) -> Process:
-        if not self.process or not self.process.end.alive:
-            base, device, dtype = dequantised_base(self.policy), self.policy.device, compute_dtype(self.policy.device)
-            token = _cache_bytes(self.policy.model.config) * dtype.itemsize
-            room = min(SEQUENCES * min(self.policy.context, 2048) * token, memory_available(device) // 10)
-            self.context = min(self.policy.context, room // token // 32 * 32)
-            total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_available(device)
-            self.process = Process(
-                self.log, base=str(base.parent), dtype=str(dtype).removeprefix("torch."), context=self.context, cache=room,
-                rank=None if self.merge else next(r for r in RANKS if r >= _rank(self.policy)),
-                memory=min((base.stat().st_size + room) / total + 0.05, 0.95), eager=device.type == "cpu")
-        return self.process
+        rank = None if self.merge else next(r for r in RANKS if r >= _rank(self.policy))
+        process = _processes.get(self.policy.model)
+        if not process or not process.end.alive or process.rank != rank:
+            self.close()
+            process = _processes[self.policy.model] = Process(self.policy, rank, self.log)
+        return process
 
 
 class Process:
-    """A process that runs `vllm_process`, and the pipe to it."""
+    """A process that runs `vllm_process`, and the pipe to it. Trainer and vLLM share the memory: the cache of keys and values
+    has a bound, a tenth of what is free at most, and decides how long a sequence may be."""
 
-    def __init__(self, log: Path, **settings):
-        python, version = installed()
-        self.log = log
+    def __init__(self, policy: Policy, rank: int | None, log: Path):
+        device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
+        token = _cache_size(policy.model.config) * dtype.itemsize
+        cache = min(SEQUENCES * min(policy.context, 2048) * token, memory_available(device) // 10)
+        total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+        self.context = min(policy.context, cache // token // BLOCK * BLOCK)
+        self.log, self.rank = log, rank
+        self._start(eager=device.type == "cpu")
+        began = time.monotonic()
+        _tell(f"{installed()[1]}: starting (log: {log}) ... ")
+        self.ask("import")
+        _tell(f"loading the model after {time.monotonic() - began:.0f} s ... ")
+        self.ask("start", base=str(base.parent), dtype=str(dtype).removeprefix("torch."), rank=rank, context=self.context,
+                 cache=cache, memory=min((base.stat().st_size + cache) / total + 0.05, 0.95), eager=device.type == "cpu")
+        _tell(f"ready after {time.monotonic() - began:.0f} s\n")
+
+    def _start(self, eager: bool) -> None:
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.scratch = tempfile.mkdtemp(prefix="hapo_lab-", dir=memory)
         self.pipe, theirs = Pipe()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as out, theirs:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as out, theirs:
             self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for the trainer alone
-                [python, "-P", vllm_process.__file__, str(theirs.fileno()), str(os.getpid()), self.scratch],
+                [installed()[0], "-P", vllm_process.__file__, str(theirs.fileno()), str(os.getpid()), self.scratch],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=[theirs.fileno()], start_new_session=True,
-                env=_environment() | ({"TORCH_COMPILE_DISABLE": "1"} if settings["eager"] else {}))
+                env=_environment() | ({"TORCH_COMPILE_DISABLE": "1"} if eager else {}))
         self.end = weakref.finalize(self, _end, self.process, self.pipe, self.scratch)
-        began = time.monotonic()
-        _tell(f"{version}: starting (log: {log}) ... ")
-        for stage in ("import", "start"):
-            self.ask(stage, **(settings if stage == "start" else {}))
-            _tell(f"{'loading the model' if stage == 'import' else 'ready'} after {time.monotonic() - began:.0f} s ... ")
-        _tell("\n")
 
     def ask(self, what: str, **arguments):
         """Its answer. EngineError if it can't give one, and then it is ended."""
@@ -191,6 +200,10 @@ class Process:
             self.end()
             raise EngineError(f"vLLM has failed, {answer} (its log: {self.log})")
         return answer
+
+
+_processes: weakref.WeakKeyDictionary[torch.nn.Module, Process] = weakref.WeakKeyDictionary()
+"""By the model that each serves."""
 
 
 def _end(process: subprocess.Popen, pipe, scratch: str) -> None:
@@ -292,7 +305,7 @@ def _unserved(policy: Policy, merge: bool) -> str:
     return ""
 
 
-def _cache_bytes(config) -> int:
+def _cache_size(config) -> int:
     """Numbers that a token leaves in the cache of keys and values."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * width

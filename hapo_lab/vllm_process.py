@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 
 SEQUENCES = 64
 """Sampled at a time; more wait their turn."""
+BLOCK = 32
+"""Tokens whose keys and values are stored together, and found again together."""
 
 
 def fingerprint(adapter: dict) -> str:
@@ -58,7 +60,7 @@ class Server:
         lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1} if rank else {}
         self.base, self.rank, self.number, self.loaded = Path(base), rank, 0, None
         self.llm = LLM(base, dtype=dtype, skip_tokenizer_init=True, generation_config="vllm", enforce_eager=eager,
-                       max_model_len=context, max_num_seqs=SEQUENCES, kv_cache_memory_bytes=cache, block_size=32,
+                       max_model_len=context, max_num_seqs=SEQUENCES, kv_cache_memory_bytes=cache, block_size=BLOCK,
                        gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0, **lora)
 
     def load(self, folder: str, scaling: dict[str, float]) -> str:
