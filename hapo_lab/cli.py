@@ -281,8 +281,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_engine_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--engine", default="auto", help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it "
-                                                    "is installed (make vllm) and pays")
+    p.add_argument("--engine", default="auto",
+                   help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
 
 
 def _add_file_options(p: argparse.ArgumentParser) -> None:

