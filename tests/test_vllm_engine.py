@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -80,8 +81,7 @@ def engines(groups) -> torch.Tensor:
 # the distribution --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", [False, True], ids=["swapped", "merged"])
-def test_after_a_large_change_of_the_adapter_vllm_samples_from_the_new_policy(fresh, sums, merge):
+def follows_large_changes(fresh, sums, merge: bool) -> None:
     prompts = [prompt_ids(fresh, p) for p in sums.train[:4]]
     engine = VllmEngine(fresh, merge=merge)
     engine.sync()
@@ -95,7 +95,11 @@ def test_after_a_large_change_of_the_adapter_vllm_samples_from_the_new_policy(fr
         assert (trainers(fresh, prompts, after) - engines(after)).abs().max() < 1e-3
         assert after != before
     assert (trainers(fresh, prompts, before) - old).abs().mean() > 0.5  # a large one: a stale engine would be far off
-    engine.close()
+
+
+def test_vllm_samples_from_the_new_policy_after_a_large_change_of_an_adapter_that_is_swapped(fresh, sums):
+    follows_large_changes(fresh, sums, merge=False)
+    VllmEngine(fresh).close()
 
 
 def test_an_engine_that_was_not_synced_is_noticed(fresh, sums):
@@ -110,6 +114,10 @@ def test_an_engine_that_was_not_synced_is_noticed(fresh, sums):
         engine.generate(prompts, 1, Sampling(4), seed=0)
     engine.sync()
     engine.generate(prompts, 1, Sampling(4), seed=0)
+
+
+def test_vllm_samples_from_the_new_policy_after_a_large_change_of_an_adapter_that_is_merged(fresh, sums):
+    follows_large_changes(fresh, sums, merge=True)
 
 
 def test_the_same_seed_gives_the_same_completions_and_another_one_others(fresh, sums):
@@ -198,7 +206,9 @@ def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_pat
             print("step", record.step)
             if record.step == 3 and not any(e["kind"] == "resumed" for e in trainer.log.events):
                 break
-        print("serves", vllm_engine._processes[policy.model].process.pid)
+        served = vllm_engine._processes[policy.model]
+        print("serves", served.process.pid)
+        print("scratch", served.scratch)
     """
     manager, client = start_new_kernel(kernel_name="python3")
     try:
@@ -211,7 +221,7 @@ def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_pat
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert ended(int(again["serves"][0])) and not list(vllm_engine.memory_folder().glob("hapo_lab-*"))
+    assert ended(int(again["serves"][0])) and not any(Path(life["scratch"][0]).exists() for life in (first, again))
 
 
 def told(client, cell: str) -> dict[str, list[str]]:
@@ -221,7 +231,7 @@ def told(client, cell: str) -> dict[str, list[str]]:
         m["content"].get("text", "") if m["msg_type"] == "stream" else "\n".join(m["content"].get("traceback", []))))
     assert reply["content"]["status"] == "ok", "".join(said)
     words = [line.split() for line in "".join(said).splitlines()]
-    return {name: [line[1] for line in words if line[0] == name] for name in ("step", "serves")}
+    return {name: [line[1] for line in words if line[0] == name] for name in ("step", "serves", "scratch")}
 
 
 # the base ----------------------------------------------------------------------------------------------------------
@@ -235,11 +245,12 @@ def test_the_base_is_written_once_and_a_damaged_copy_again(fresh, tmp_path, monk
     assert all(torch.equal(weights[f"{name}.weight"], dequantised_weight(layer)) for name, layer in layers.items())
     assert len(weights) == len([n for n, _ in fresh.model.named_parameters() if ".lora_" not in n])
     assert "quantization_config" not in json.loads((path.parent / "config.json").read_text())
-    written = path.stat().st_mtime_ns
+    written, content = path.stat().st_mtime_ns, path.read_bytes()
     move(fresh, 0.1)  # the adapter is no part of it
     assert dequantised_base(fresh) == path and path.stat().st_mtime_ns == written
-    path.write_bytes(path.read_bytes()[:-9])
-    assert dequantised_base(fresh) == path and all(map(torch.equal, load_file(path).values(), weights.values()))
+    path.unlink()  # not over itself: `weights` still reads from it
+    path.write_bytes(content[:-9])
+    assert dequantised_base(fresh) == path and path.read_bytes() == content
     assert [p.name for p in path.parent.parent.iterdir()] == [path.parent.name]
 
 
@@ -259,7 +270,7 @@ def test_another_base_of_the_same_name_gets_a_copy_of_its_own(tmp_path, monkeypa
     ({"r": 600}, False, "its rank is 600, and vLLM's layers hold 512 at most"),
     ({"target_modules": ["lm_head", "q_proj"]}, True, "it adapts lm_head, which is no inner linear layer"),
     ({"use_dora": True}, True, r"it trains more than low-rank matrices \(modules_to_save, bias, or DoRA\)"),
-    ({"modules_to_save": ["embed_tokens"]}, False, "it trains more than low-rank matrices")])
+    ({"modules_to_save": ["embed_tokens"]}, False, "it trains more than low-rank matrices .*")])
 def test_an_adapter_that_vllm_cannot_serve_is_refused_before_training(tiny, sums, tmp_path, lora, merge, why):
     base = load_policy("tiny").model.unload()
     config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | lora)
