@@ -41,19 +41,19 @@ def moved(**how) -> Policy:
 
 
 def engines() -> dict[str, Engine]:
-    """By name. Each has a policy of its own, of equal weights: vLLM serves each policy in one way."""
+    """By name. vLLM serves a policy in one way: so for each of its ways there is a policy of equal weights."""
     half = moved(quantize=False)
     half.model.to(torch.bfloat16)
-    found = {BASELINE: TransformersEngine(moved(), own_copy=False),
-             "transformers, dequantised": TransformersEngine(moved(), own_copy=True),
+    found = {BASELINE: TransformersEngine(TRAINER, own_copy=False),
+             "transformers, dequantised": TransformersEngine(TRAINER, own_copy=True),
              "transformers, bfloat16": TransformersEngine(half, own_copy=False)}
     if vllm_engine.installed():
-        for dtype in (torch.float32, torch.bfloat16):
-            for how, merge in (("merged", True), ("swapped", False)):
-                name = f"vLLM, {how}, {str(dtype).removeprefix('torch.')}"
-                found[name] = VllmEngine(moved(), merge=merge)
-                with computing_in(dtype):
-                    found[name].sync()
+        ways = {"vLLM, merged": (True, torch.float32), "vLLM, swapped": (False, torch.float32),
+                "vLLM, merged, bfloat16": (True, torch.bfloat16)}
+        found |= {name: VllmEngine(moved(), merge=merge) for name, (merge, _) in ways.items()}
+        for name, (_, dtype) in ways.items():
+            with computing_in(dtype):
+                found[name].sync()
     return found
 
 
