@@ -53,7 +53,7 @@ def ours(engine_name: str) -> None:
             return [[replace(c, finished=True) for c in group] for group in self.engine.generate(*how)]
 
     config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
-    engine = WholeCompletions(engine_for(engine_name, policy, tokens=0))
+    engine = WholeCompletions(engine_for(engine_name, policy, steps=0, tokens=0))
     trainer = Trainer(policy, task, GRPO, config, engine=engine)
     steps, served = iter(trainer), _processes.get(policy.model)
     pids = [os.getpid()] + ([served.process.pid] if served else [])

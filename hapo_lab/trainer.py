@@ -66,9 +66,9 @@ class Trainer:
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
         folder = Path(folder) if folder else None
-        tokens = config.steps * config.prompts * config.group_size * task.max_new_tokens
+        tokens = config.prompts * config.group_size * task.max_new_tokens
         log = folder / "vllm.log" if folder else None
-        self.engine = engine_for(engine, policy, tokens, log) if isinstance(engine, str) else engine
+        self.engine = engine_for(engine, policy, config.steps, tokens, log) if isinstance(engine, str) else engine
         self.log = RunLog(describe(policy, task, method, config, self.engine.name), folder)
         self._end_background()
         self._check_prompts()

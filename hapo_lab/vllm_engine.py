@@ -38,8 +38,9 @@ from hapo_lab.vllm_process import BLOCK, SEQUENCES, fingerprint
 ENGINES = ("auto", "transformers", "vllm")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
-PAYS_FROM = 4e12
-"""Tokens to sample times parameters, from which on what vLLM saves is more than the time it takes to start."""
+TOKEN_SAVES, SYNC_COSTS, START_COSTS = 9e-12, 7e-9, 20.0
+"""Seconds, roughly, as `benchmarks/rollouts.py` goes on one core: what a token is cheaper by with vLLM, and taking over an
+adapter dearer, both for each parameter of the model; and vLLM's start. A GPU has not been measured."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
@@ -47,8 +48,9 @@ print(*(f"{found.name} {found.version}" for found in distributions(name="vllm"))
 """
 
 
-def engine_for(wanted: str, policy: Policy, tokens: int, log: Path | None = None) -> Engine:
-    """The engine of that name; "auto": vLLM where it is installed, can serve the adapter, and pays for so many tokens.
+def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path | None = None) -> Engine:
+    """The engine of that name; "auto": vLLM where it is installed, can serve the adapter, and saves more time than it costs in
+    so many steps of so many tokens.
 
     ValueError for another name, or if vLLM is wanted and can't be had.
     """
@@ -56,9 +58,10 @@ def engine_for(wanted: str, policy: Policy, tokens: int, log: Path | None = None
         raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")
     if wanted == "vllm":
         return VllmEngine(policy, log)
-    work = tokens * policy.model.get_base_model().num_parameters()
-    if wanted == "auto" and work >= PAYS_FROM and installed() and not _unserved(policy, merge=policy.device.type == "cpu"):
-        print(f"rollouts by {installed()[1]}: {tokens:,} tokens are enough for it to pay (engine='transformers' goes without)")
+    saves = policy.model.get_base_model().num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS) - START_COSTS
+    if wanted == "auto" and saves > 0 and installed() and not _unserved(policy, merge=policy.device.type == "cpu"):
+        print(f"rollouts by {installed()[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
+              "(engine='transformers' goes without)")
         return VllmEngine(policy, log)
     return TransformersEngine(policy)
 

@@ -281,7 +281,7 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused_before_training(tiny, sums
         with pytest.raises(ValueError, match="vLLM can't serve this adapter"):
             Trainer(policy, sums, GRPO, SMALL, folder=tmp_path / "run", engine="vllm")
         assert not (tmp_path / "run").exists()
-        assert isinstance(engine_for("auto", policy, 10**9), TransformersEngine)
+        assert isinstance(engine_for("auto", policy, 1000, 10**6), TransformersEngine)
 
 
 def test_a_rank_between_those_of_vllms_layers_is_served(sums):
@@ -295,9 +295,10 @@ def test_a_rank_between_those_of_vllms_layers_is_served(sums):
 
 
 def test_auto_takes_vllm_where_it_pays_and_says_so(fresh, capsys):
-    assert isinstance(engine_for("auto", fresh, 20_000), TransformersEngine) and not capsys.readouterr().out
-    assert isinstance(engine_for("auto", fresh, 10**8), VllmEngine)
-    assert re.fullmatch(r"rollouts by vllm\S* 0.32.0: 100,000,000 tokens are enough for it to pay .*\n",
+    for steps, tokens in ((60, 2_000), (100_000, 500)):  # too short; too few tokens a step for its slower sync
+        assert isinstance(engine_for("auto", fresh, steps, tokens), TransformersEngine) and not capsys.readouterr().out
+    assert isinstance(engine_for("auto", fresh, 1_000, 10**5), VllmEngine)
+    assert re.fullmatch(r"rollouts by vllm\S* 0.32.0, which pays for 1000 steps of up to 100,000 tokens .*\n",
                         capsys.readouterr().out)
 
 
@@ -305,7 +306,7 @@ def test_without_vllm_transformers_samples_and_wanting_it_is_refused(fresh, sums
     monkeypatch.setenv("HAPO_LAB_VLLM", "/no/python")
     installed.cache_clear()
     try:
-        assert installed() is None and isinstance(engine_for("auto", fresh, 10**9), TransformersEngine)
+        assert installed() is None and isinstance(engine_for("auto", fresh, 1000, 10**6), TransformersEngine)
         with pytest.raises(ValueError, match="vLLM is not installed: `make vllm` does it; or take engine='transformers'"):
             Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run", engine="vllm")
     finally:
