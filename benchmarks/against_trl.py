@@ -4,8 +4,8 @@
 
 SmolLM2-135M in NF4 with a LoRA adapter of rank 16; GRPO's loss (std, token mean, clip 0.2, no KL) on 4 prompts of the main job
 with 8 completions each, all of 24 tokens, temperature 1; float32 compute. Every group is mixed by construction: rewards
-alternate, so skipping dead groups gains nothing. TRL gets its defaults otherwise (8 sequences a backward pass), without gradient
-checkpointing. Each side is a process of its own; their steps are interleaved: one each to warm up, then five. A figure is a
+alternate, so skipping dead groups gains nothing. TRL gets its defaults otherwise (8 sequences a backward pass), without
+gradient checkpointing. Each side is a process of its own; their steps are interleaved: one each to warm up, then five. A figure is a
 median; memory is the peak of the steps, loading left out, and vLLM's process is counted in.
 """
 

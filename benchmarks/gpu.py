@@ -142,7 +142,8 @@ def main(out: Path | None, dry: bool) -> None:
         found["shapes"][shape.name] = {"shape": asdict(shape)} | figures
         print(f"{shape.name}: rollout {figures['rollout_seconds']:.1f} s ({figures['tokens_per_second']:.0f} tokens/s, "
               f"{figures['share_of_bandwidth']:.1%} of the bandwidth), update {figures['update_seconds']:.1f} s "
-              f"({figures['share_of_matrix_rate']:.1%} of the matrix rate), peak {figures['peak_gib'] or 0:.1f} GiB", flush=True)
+              f"({figures['share_of_matrix_rate']:.1%} of the matrix rate), peak {figures['peak_gib'] or 0:.1f} GiB",
+              flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     found["tiny"] = tiny(2 if dry else TINY.steps)

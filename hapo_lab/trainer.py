@@ -335,7 +335,8 @@ def _sampling():
     try:
         yield
     except EngineError as error:
-        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: iterate again, or resume the run.") from error
+        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: "
+                            "iterate again, or resume the run.") from error
 
 
 @contextmanager

@@ -26,7 +26,8 @@ def by_name(found) -> dict[str, Finding]:
 def test_this_machine_can_train():
     start = time.monotonic()
     without_vllm = os.environ | {"HAPO_LAB_VLLM": ""}  # starting it has a test of its own, in test_vllm_engine.py
-    done = subprocess.run([sys.executable, "-m", "hapo_lab", "doctor"], cwd=ROOT, capture_output=True, text=True, env=without_vllm)
+    done = subprocess.run([sys.executable, "-m", "hapo_lab", "doctor"], cwd=ROOT, capture_output=True, text=True,
+                          env=without_vllm)
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.monotonic() - start < 60  # some seconds, where nothing else runs
     lines = done.stdout.splitlines()
