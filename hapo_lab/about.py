@@ -19,7 +19,7 @@ from hapo_lab.models import Policy, load_policy
 from hapo_lab.tasks import Task
 
 
-def describe(policy: Policy, task: Task, method: Method, config: Config) -> dict:
+def describe(policy: Policy, task: Task, method: Method, config: Config, engine: str) -> dict:
     """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
     lora = policy.model.peft_config["default"]
     return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
@@ -27,7 +27,7 @@ def describe(policy: Policy, task: Task, method: Method, config: Config) -> dict
             "task": task.name, "source": task.source, "problems_sha256": _checksum(task), "heldout": sorted(p.key for p in task.heldout),
             "method": method.described(), "config": asdict(config),
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
-                         "threads": torch.get_num_threads()}}
+                         "threads": torch.get_num_threads(), "engine": engine}}
 
 
 def differences(there: dict, here: dict) -> list[str]:

@@ -27,6 +27,7 @@ from hapo_lab.records import RunLog, mean_of, progress_line
 from hapo_lab.rollouts import Sampling, TransformersEngine
 from hapo_lab.tasks import TASKS, Task, load_task
 from hapo_lab.trainer import TINY, Config, Trainer, TrainingError, resume
+from hapo_lab.vllm_engine import ENGINES
 
 USUAL = {"tiny": ("sums", TINY)}
 """A model's own task and config, where these are not the main job's."""
@@ -49,7 +50,7 @@ def train(args: argparse.Namespace) -> None:
                          "or choose another folder.")
     task = _task(args, args.task or usual_task, config.seed)
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
-    trainer = Trainer(policy, task, method, config, folder=args.folder)
+    trainer = Trainer(policy, task, method, config, folder=args.folder, engine=args.engine)
     shown = sum(trainer.demonstration(p) is not None for p in task.train)
     print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
           f"tokens; {len(task.heldout)} held out", flush=True)
@@ -57,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def resume_run(args: argparse.Namespace) -> None:
-    _train(resume(args.run))
+    _train(resume(args.run, args.engine))
 
 
 def _train(trainer: Trainer) -> None:
@@ -241,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
+    _add_engine_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
     for f in fields(Config):
@@ -251,6 +253,7 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")
     p.set_defaults(run_command=resume_run)
     p.add_argument("run", type=Path)
+    _add_engine_option(p)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)
@@ -278,6 +281,11 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("demo", help="the main job: notebooks/05_train_live.ipynb, without a browser")
     p.set_defaults(run_command=demo)
     return top
+
+
+def _add_engine_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--engine", default="auto",
+                   help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
 
 
 def _add_file_options(p: argparse.ArgumentParser) -> None:

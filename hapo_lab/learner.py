@@ -55,10 +55,12 @@ class Learner:
             self.optimizer.step()
         self.optimizer.zero_grad()
         trained, teacher = batch.trained, batch.teacher[:, None]
+        gap = (old_logp - batch.engine_logp).abs()[trained & ~teacher]
         return {"updated": True, "loss": metrics["loss"], "grad_norm": grad_norm, "teacher_share": share,
                 "teacher_logp": _mean(old_logp, trained & teacher),
                 "clip_fraction": metrics["clip_fraction"] if (trained & ~teacher).any() else None,
-                "entropy": _mean(first_entropy, trained & ~teacher), "tokens_trained": int(trained.sum())}
+                "entropy": _mean(first_entropy, trained & ~teacher), "tokens_trained": int(trained.sum()),
+                "engine_gap": gap.mean().item() if len(gap) else None, "engine_gap_max": gap.max().item() if len(gap) else None}
 
     def _backward(self, batch: Batch, packs: list[list[int]], old_logp: torch.Tensor | None):
         """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""

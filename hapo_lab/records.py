@@ -84,6 +84,10 @@ class StepRecord:
     """By the student; the replaced rollouts count."""
     tokens_trained: int
     """Completion tokens that carried a gradient."""
+    engine_gap: float | None = None
+    """Mean |log p of the trainer - log p of the engine that sampled| over the student's trained tokens, in nats ..."""
+    engine_gap_max: float | None = None
+    """... and the largest. Truncated importance weights correct for it."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
     gate_state: dict = field(default_factory=dict)

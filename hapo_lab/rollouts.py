@@ -47,8 +47,15 @@ class Completion:
     """False: cut at the length limit."""
 
 
+class EngineError(RuntimeError):
+    """An engine can't answer, in words. The policy is as it was."""
+
+
 class Engine(Protocol):
     """Whatever draws completions from the present policy."""
+
+    name: str
+    """For the reader of run.json."""
 
     def sync(self) -> None:
         """Take over the policy's present weights."""
@@ -68,6 +75,8 @@ class TransformersEngine:
         compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
         False: sample from the policy itself. Default: True on a CPU.
     """
+
+    name = "transformers"
 
     def __init__(self, policy: Policy, own_copy: bool | None = None):
         self.policy = policy
@@ -177,7 +186,12 @@ def _is_quantized(parameter: torch.nn.Parameter) -> bool:
 def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
     """The base weight of a LoRA layer as the layer computes with it."""
     weight = layer.get_base_layer().weight
-    if not _is_quantized(weight):
-        return weight.detach().clone()
+    return dequantised(weight) if _is_quantized(weight) else weight.detach().clone()
+
+
+def dequantised(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A parameter's values; its own memory where it is not quantized."""
+    if not _is_quantized(parameter):
+        return parameter.detach()
     from bitsandbytes.functional import dequantize_4bit
-    return dequantize_4bit(weight.data, weight.quant_state)
+    return dequantize_4bit(parameter.data, parameter.quant_state)

@@ -24,9 +24,10 @@ from hapo_lab.learner import Learner, NotFinite
 from hapo_lab.methods import Method, judge, teach
 from hapo_lab.models import Policy
 from hapo_lab.records import RunLog, StepRecord, changed_entries
-from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
+from hapo_lab.rollouts import Engine, EngineError, Sampling
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
+from hapo_lab.vllm_engine import engine_for
 
 if TYPE_CHECKING:
     from hapo_lab.background import Run
@@ -54,16 +55,21 @@ class Trainer:
     resume : bool
         True: go on from its last checkpoint. Steps after that are dropped and done again, with the changes of the gate
         that were made then. All must be as it was but the gate's numbers: a method with new ones changes them from here on.
-    engine : Engine, optional
-        Draws the rollouts; default `TransformersEngine(policy)`.
+    engine : "auto", "transformers", "vllm", or an Engine
+        Draws the rollouts; "auto" takes vLLM where it is installed and pays (`vllm_engine.engine_for`). Not part of what
+        identifies a run; run.json notes it with the versions.
     """
 
     def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
-                 folder: str | Path | None = None, resume: bool = False, engine: Engine | None = None):
+                 folder: str | Path | None = None, resume: bool = False, engine: Engine | str = "auto"):
         config = config or Config()
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
-        self.log = RunLog(describe(policy, task, method, config), Path(folder) if folder else None)
+        folder = Path(folder) if folder else None
+        tokens = config.prompts * config.group_size * task.max_new_tokens
+        log = folder / "vllm.log" if folder else None
+        self.engine = engine_for(engine, policy, config.steps, tokens, log) if isinstance(engine, str) else engine
+        self.log = RunLog(describe(policy, task, method, config, self.engine.name), folder)
         self._end_background()
         self._check_prompts()
         self._warn(method.gate)
@@ -71,7 +77,6 @@ class Trainer:
         """What the gate remembers from step to step, as JSON; checkpoints hold it."""
         self._stop = threading.Event()
         self._begun = 0  # the step that has asked for the gate and is not finished, or 0
-        self.engine = engine or TransformersEngine(policy)
         self.learner = Learner(policy, method, config, self.sampling)
         if folder and resume and (self.log.folder / "run.json").exists():
             self._resume()
@@ -79,6 +84,8 @@ class Trainer:
             with _writing(self.log.folder):
                 self.log.create()
             self.save()
+        with _sampling():
+            self.engine.sync()  # vLLM starts here, where it may say so, and not in the first step's time
 
     def __iter__(self) -> Iterator[StepRecord]:
         self._end_background()
@@ -146,7 +153,8 @@ class Trainer:
         with self.log.lock:
             method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
         try:
-            record, groups, gate_state = self._step(step, method)
+            with _sampling():
+                record, groups, gate_state = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
             with _writing(self.log.folder):
                 self.log.add(record, groups)
@@ -271,8 +279,9 @@ class Trainer:
         self.log = log
         self._restore()
         if len(log.steps) < self.config.steps:
-            gate = here["method"]["gate"]
-            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}))
+            gate, engine = here["method"]["gate"], here["versions"]["engine"]
+            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
+                      **({} if engine == log.about["versions"].get("engine", engine) else {"engine": engine}))
 
     def _restore(self) -> None:
         """Back to the last whole checkpoint, in policy, optimizer and log."""
@@ -295,7 +304,7 @@ in_background: dict[Trainer, Run] = {}
 """Trainers whose steps are taken in another thread, with what drives them there (`background.Run`)."""
 
 
-def resume(folder: str | Path) -> Trainer:
+def resume(folder: str | Path, engine: str = "auto") -> Trainer:
     """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
 
     A task, gate, shaping or engine of your own is not in there: make the `Trainer` yourself then, with resume=True.
@@ -303,7 +312,7 @@ def resume(folder: str | Path) -> Trainer:
     """
     log = RunLog.load(folder)
     about = log.about | {"method": log.about["method"] | {"gate": log.given_gate()}}
-    return Trainer(*rebuild(about), folder=folder, resume=True)
+    return Trainer(*rebuild(about), folder=folder, resume=True, engine=engine)
 
 
 def gate_uniforms(seed: int, step: int, groups: int) -> list[float]:
@@ -327,6 +336,16 @@ def _writing(folder: Path | None):
     except OSError as error:
         raise TrainingError(f"{folder} can't be written ({error.strerror or error}); what was saved before is whole. "
                             "Make room there, then resume the run.") from error
+
+
+@contextmanager
+def _sampling():
+    """An engine that can't answer, in words. The step that it broke off is done again."""
+    try:
+        yield
+    except EngineError as error:
+        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: "
+                            "iterate again, or resume the run.") from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from hapo_lab import models
+from hapo_lab import disk, models
 from hapo_lab.doctor import gradient_agreement
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
@@ -130,5 +130,5 @@ def test_a_damaged_model_in_the_cache_is_noticed_and_prepared_again(tmp_path, mo
     (folder / "model.safetensors").write_bytes(b"torn")
     (folder / "model.sha256").write_text(sound.read_text())
     models.model_source("smollm2-135m")
-    assert models._sha256(folder / "model.safetensors") == (folder / "model.sha256").read_text() == sound.read_text()
+    assert disk.sha256(folder / "model.safetensors") == (folder / "model.sha256").read_text() == sound.read_text()
     assert {p.suffix for p in folder.iterdir()} == {".json", ".jinja", ".safetensors", ".sha256"}

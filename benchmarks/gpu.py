@@ -1,0 +1,160 @@
+"""What one GPU does: steps on the shapes of Qwen2.5-Math-1.5B and 7B, and `tiny`'s training against the CPU's.
+
+    python benchmarks/gpu.py [OUT.json]        # at most 8 minutes on a GPU; no network, vLLM not needed
+    python benchmarks/gpu.py --dry             # the same program on a CPU, with shapes that it can do
+
+The weights are random, which speed and memory don't mind. NF4 where bitsandbytes loads, else the compute dtype; LoRA of rank
+16; GRPO on 4 prompts with 8 completions each, of 1,024 new tokens that none of them ends early. One step to warm up, one that
+counts. The card's own rates are measured first: a matrix product, and a copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from hapo_lab.methods import GRPO, HAPO
+from hapo_lab.models import compute_dtype, default_device, load_policy
+from hapo_lab.records import shipped_run
+from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.tasks import DATA, Verdict, load_task
+from hapo_lab.trainer import TINY, Config, Trainer
+
+LIMIT = 8 * 60
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool
+    new_tokens: int = 1024
+
+    def config(self) -> Qwen2Config:
+        return Qwen2Config(hidden_size=self.hidden, intermediate_size=self.inner, num_hidden_layers=self.layers,
+                           num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, vocab_size=self.vocabulary,
+                           tie_word_embeddings=self.tied, max_position_embeddings=4096)
+
+
+SHAPES = [Shape("Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, 151_936, tied=True),
+          Shape("Qwen2.5-Math-7B", 3584, 18_944, 28, 28, 4, 152_064, tied=False)]
+DRY = [Shape("dry", 128, 256, 2, 4, 2, 512, tied=True, new_tokens=16)]
+
+
+class WholeCompletions(TransformersEngine):
+    """One that is cut at the limit would score 0, and all groups be dead."""
+
+    def generate(self, *how):
+        return [[replace(c, finished=True) for c in group] for group in super().generate(*how)]
+
+
+def rates(device: torch.device, size: int) -> dict[str, float]:
+    """Of the device: a product of two square matrices in the compute dtype, and a copy within its memory."""
+    a = torch.randn(size, size, device=device, dtype=compute_dtype(device))
+    product = _seconds(lambda: a @ a, device)
+    copy = _seconds(a.clone, device)
+    return {"flops": 2 * size**3 / product, "bytes_per_second": 2 * a.nbytes / copy}
+
+
+def _seconds(what, device: torch.device) -> float:
+    """The shortest of ten."""
+    taken = []
+    for _ in range(10):
+        _wait(device)
+        start = time.perf_counter()
+        what()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def step(shape: Shape, device: torch.device, card: dict[str, float]) -> dict[str, float]:
+    """Figures of a training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(shape.config(), dtype=compute_dtype(device))
+        model.save_pretrained(folder)
+        del model
+        for file in (DATA / "tiny").glob("*token*"):
+            shutil.copy(file, folder)
+        shutil.copy(DATA / "tiny" / "chat_template.jinja", folder)
+        policy = load_policy(folder)
+    turn, sums = itertools.count(), load_task("sums")
+    policy.tokenizer.eos_token_id = None
+    train, heldout = (tuple(replace(p, demonstration=None) for p in split) for split in (sums.train[:4], sums.heldout))
+    task = replace(sums, train=train, heldout=heldout, max_new_tokens=shape.new_tokens,
+                   verify=lambda *_: Verdict(next(turn) % 2 == 0, ""))
+    config = Config(steps=2, prompts=4, warmup=0, eval_every=0, token_budget=8 * shape.new_tokens)
+    steps = iter(Trainer(policy, task, GRPO, config, engine=WholeCompletions(policy)))
+    next(steps)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    record = next(steps)
+    weights = sum(p.nbytes for p in policy.model.parameters())
+    parameters, tokens = policy.model.get_base_model().num_parameters(), record.tokens_trained
+    rollout, update = record.seconds["rollout"], record.seconds["update"]
+    return {"quantized": policy.quantized, "rollout_seconds": rollout, "update_seconds": update,
+            "tokens_per_second": record.tokens_sampled / rollout,
+            "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+            "share_of_bandwidth": weights * shape.new_tokens / rollout / card["bytes_per_second"],  # each token reads them once
+            "share_of_matrix_rate": 4 * parameters * tokens / update / card["flops"]}  # forward, and backward to the inputs
+
+
+def tiny(steps: int) -> dict[str, float]:
+    """`tiny`'s run of seed 0 here, and the shipped one, which a CPU made: mean success of the last ten steps."""
+    config = replace(TINY, steps=steps, eval_every=0)
+    log = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config)
+    here = [record.reward for record in log][-10:]
+    there = [record.reward for record in shipped_run("tiny-hapo-0").steps][:steps][-10:]
+    return {"here": sum(here) / len(here), "cpu": sum(there) / len(there)}
+
+
+def main(out: Path | None, dry: bool) -> None:
+    began, device = time.monotonic(), torch.device("cpu") if dry else default_device()
+    if device.type != "cuda" and not dry:
+        sys.exit("benchmarks/gpu.py: there is no GPU here; --dry tries the program on a CPU.")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (dry run: no figure of it means anything)"
+    card = rates(device, 256 if dry else 8192)
+    print(f"{name}, torch {torch.__version__}: {card['flops'] / 1e12:.1f} TFLOP/s, {card['bytes_per_second'] / 1e9:.0f} GB/s")
+    found = {"machine": {"device": name, "torch": torch.__version__}, "card": card, "shapes": {}, "tiny": None}
+    for shape in DRY if dry else SHAPES:
+        figures = step(shape, device, card)
+        found["shapes"][shape.name] = {"shape": asdict(shape)} | figures
+        print(f"{shape.name}: rollout {figures['rollout_seconds']:.1f} s ({figures['tokens_per_second']:.0f} tokens/s, "
+              f"{figures['share_of_bandwidth']:.1%} of the bandwidth), update {figures['update_seconds']:.1f} s "
+              f"({figures['share_of_matrix_rate']:.1%} of the matrix rate), peak {figures['peak_gib'] or 0:.1f} GiB",
+              flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    found["tiny"] = tiny(2 if dry else TINY.steps)
+    print(f"tiny, mean success of the last ten steps: {found['tiny']['here']:.2f} here, {found['tiny']['cpu']:.2f} on a CPU "
+          "(another device draws other tokens: a difference of 0.15 is none)")
+    seconds = time.monotonic() - began
+    print(f"{seconds:.0f} s in all" + (", over its limit" if seconds > LIMIT else ""))
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    files = [argument for argument in sys.argv[1:] if argument != "--dry"]
+    main(Path(files[0]) if files else None, "--dry" in sys.argv)
