@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import assert_inside
 from scipy import stats
 
 from hapo_lab import explore, widgets
@@ -75,7 +76,6 @@ def test_three_priors():
 
 @pytest.mark.parametrize("success_rate, mean", [(0.5, .9648), (0.8, .4967), (0.9, .1869), (0.95, .0572), (0.99, .0027), (1.0, 0.0)])
 def test_long_run_of_mean_and_draw(success_rate, mean):
-    gate = BetaGate()
     assert explore.gate_lab(success_rate)[1]["long_run_mean"] == pytest.approx(mean, abs=5e-5)
     s = np.arange(9)
     draw = sum(stats.binom.pmf(s, 8, success_rate) * stats.beta.cdf(0.8, 1 + s, 9 - s))
@@ -231,11 +231,7 @@ def test_nothing_leaves_the_picture(draw, large):
         drawn = draw()
         figure = drawn[0] if isinstance(drawn, tuple) else drawn
         to_png(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
-    for text in filter(lambda t: t.get_text(), written):
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+    assert_inside(figure)
     titles = [ax._left_title.get_window_extent() for ax in figure.axes]
     assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
 
