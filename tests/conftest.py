@@ -26,6 +26,15 @@ def teach_alone(method, group, demonstration):
     return teach(method, judged, demonstration)
 
 
+def assert_inside(figure):
+    """Nothing that is written in a drawn figure leaves it."""
+    width, height = figure.get_size_inches() * figure.dpi
+    written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
+    for text in filter(lambda t: t.get_text(), written):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+
+
 @pytest.fixture(scope="session")
 def group_of():
     """Rewards -> a group of such rollouts, each with tokens and text of its own."""

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import assert_inside
 from scipy import stats
 
 from hapo_lab import explore, widgets
@@ -230,11 +231,7 @@ def test_nothing_leaves_the_picture(draw, large):
         drawn = draw()
         figure = drawn[0] if isinstance(drawn, tuple) else drawn
         to_png(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
-    for text in filter(lambda t: t.get_text(), written):
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+    assert_inside(figure)
     titles = [ax._left_title.get_window_extent() for ax in figure.axes]
     assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
 

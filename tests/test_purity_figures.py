@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import assert_inside
 
 from hapo_lab import purity_figures as figures
 from hapo_lab.drawing import projector, to_png
@@ -113,11 +114,7 @@ def test_nothing_leaves_the_picture(draw, large, curves, settings):
     with projector(large):
         figure = draw(curves, settings)
         to_png(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    written = [t for ax in figure.axes for t in (*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
-    for text in filter(lambda t: t.get_text(), written):
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+    assert_inside(figure)
 
 
 def test_smoothing_looks_back_only():

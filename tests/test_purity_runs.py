@@ -8,23 +8,14 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from hapo_lab.gate import (
-    AlwaysGate,
-    BetaGate,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
-from hapo_lab.methods import GATES, HAPO
+from hapo_lab.gate import RunningGate
+from hapo_lab.methods import GATES, HAPO, get_gate
 from hapo_lab.purity import binomial_pmf, injection_probability
 from hapo_lab.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
 from hapo_lab.trainer import Config, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-MEMORYLESS = [BetaGate(), AlwaysGate(), NeverGate(), HardGate(), ThompsonGate()]
+MEMORYLESS = [get_gate(name) for name in ("beta", "always", "never", "hard", "thompson")]
 
 
 @pytest.mark.parametrize("gate", MEMORYLESS, ids=lambda gate: type(gate).__name__)
@@ -43,7 +34,7 @@ def test_too_few_other_rollouts_are_refused():
         prediction(np.zeros((1, 9)), [3], 7)
 
 
-@pytest.mark.parametrize("gate", [RunningGate(discount=.5), StepAnnealedGate(steps=3), SuccessAnnealedGate(window=2)],
+@pytest.mark.parametrize("gate", [get_gate("running", discount=.5), get_gate("by-step", steps=3), get_gate("by-success", window=2)],
                          ids=lambda gate: type(gate).__name__)
 def test_the_chances_of_a_gate_that_remembers_are_its_decisions(gate):
     state, rng = {}, np.random.default_rng(0)
