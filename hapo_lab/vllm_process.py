@@ -115,13 +115,20 @@ class Server:
 
 def main(pipe: int, parent: int, scratch: str) -> None:
     threading.Thread(target=_end_with, args=(parent, scratch), daemon=True).start()
-    requests = Connection(pipe)
     os.set_inheritable(pipe, False)
+    try:
+        _serve(Connection(pipe))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _serve(requests: Connection) -> None:
+    """Answer until the other end closes the pipe, or is no more."""
     server = None
     while True:
         try:
             name, arguments = requests.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
             if name == "import":
@@ -131,6 +138,8 @@ def main(pipe: int, parent: int, scratch: str) -> None:
             else:
                 answer = getattr(server, name)(**arguments)
             requests.send((True, answer))
+        except ConnectionError:
+            return
         except Exception as error:
             traceback.print_exc()
             requests.send((False, f"{type(error).__name__}: {error}"))

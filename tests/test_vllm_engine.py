@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from jupyter_client.manager import start_new_kernel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from hapo_lab import vllm_engine
+from hapo_lab import vllm_engine, vllm_process
 from hapo_lab.cli import main
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
@@ -222,6 +224,18 @@ def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_pat
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     assert ended(int(again["serves"][0])) and not any(Path(life["scratch"][0]).exists() for life in (first, again))
+
+
+def test_a_process_whose_pipe_is_closed_leaves_no_files_behind(tmp_path):
+    """What a killed kernel's pipe looks like, before the process has seen that its parent is gone."""
+    ours, theirs = Pipe()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen([sys.executable, "-P", vllm_process.__file__, str(theirs.fileno()), str(os.getpid()), scratch],
+                               pass_fds=[theirs.fileno()], start_new_session=True)
+    theirs.close()
+    ours.close()
+    assert process.wait(60) == 0 and not scratch.exists()
 
 
 def told(client, cell: str) -> dict[str, list[str]]:
