@@ -26,7 +26,7 @@ class _LogProbs(torch.autograd.Function):
             logits -= logits.logsumexp(-1, keepdim=True)
             logps.append(logits.gather(1, y[:, None])[:, 0])
             p = logits.exp()
-            entropies.append(-(p * logits).sum(-1))
+            entropies.append(-torch.einsum("tv,tv->t", p, logits))
             if ctx.needs_input_grad[0]:
                 rows.append((head[y] - p.to(head.dtype) @ head) / temperature)
                 if with_entropy:
@@ -112,7 +112,8 @@ def completion_logprobs(model, prompts: Sequence[Sequence[int]], completions: Se
                                   use_cache=False).last_hidden_state[0]
 
     head = causal_lm.get_output_embeddings().weight
-    logp, entropy = head_logprobs(hidden[before].to(head.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
+    predicting = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order
+    logp, entropy = head_logprobs(predicting.to(head.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
     token_mask = length_mask([len(c) for group in completions for c in group]).to(device)
     padded = torch.zeros(token_mask.shape, device=device)
     return padded.masked_scatter(token_mask, logp), padded.masked_scatter(token_mask, entropy), token_mask

@@ -48,6 +48,23 @@ def test_gradients_of_packed_groups_equal_the_naive_ones(model):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_are_the_same_bit_for_bit_each_time():
+    """A group's first tokens all lead to its prompt's last one: adding them up in whatever order threads finish would round
+    otherwise each time, and a resumed run would be another run. It needs a width at which torch uses its threads."""
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=576, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=9, num_key_value_heads=3)
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(config)
+    completions = [[torch.randint(VOCABULARY, (24,)).tolist() for _ in range(8)]]
+
+    def gradient():
+        logp, _, _ = completion_logprobs(wide, [list(range(40))], completions)
+        return torch.autograd.grad(logp.sum(), wide.model.embed_tokens.weight)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(30))
+
+
 @pytest.mark.parametrize("tokens", [1, 255, 256, 700])
 def test_chunks_change_nothing(tokens):
     generator = torch.Generator().manual_seed(0)
