@@ -12,6 +12,9 @@ from hapo_lab.rollouts import Completion, Engine, Sampling
 from hapo_lab.ssi import Rollout
 from hapo_lab.tasks import Problem, Task
 
+TOGETHER = 64
+"""Rollouts drawn at a time: fewer use a processor badly, more take memory."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -62,11 +65,11 @@ def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
 
 
 def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,
-             sampling: Sampling | None = None, seed: int = 0, batch: int = 8) -> Evaluation:
-    """Sample and grade: by default every held-out problem, 8 times, at temperature 1, `batch` problems at a time."""
+             sampling: Sampling | None = None, seed: int = 0) -> Evaluation:
+    """Sample and grade: by default every held-out problem, 8 times, at temperature 1."""
     problems = task.heldout if problems is None else problems
     sampling = sampling or Sampling(task.max_new_tokens)
-    rollouts = []
+    rollouts, batch = [], max(TOGETHER // samples, 1)
     for start in range(0, len(problems), batch):
         some = problems[start:start + batch]
         completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling, seed * 1_000_003 + start)

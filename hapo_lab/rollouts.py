@@ -71,8 +71,8 @@ class TransformersEngine:
     ----------
     policy : Policy
     own_copy : bool, optional
-        True: sample from a copy of the base, dequantised once, into which `sync` merges the adapter, afresh and in the
-        compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
+        True: sample from a dequantised copy of the base, into which `sync` merges the adapter, afresh from the 4 bits and
+        in the compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
         False: sample from the policy itself. Default: True on a CPU.
     """
 
@@ -82,21 +82,16 @@ class TransformersEngine:
         self.policy = policy
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
         self.model = _dequantised(policy) if self.own_copy else policy.model
-        self._base = {name: layer.weight.clone() for name, layer in self._layers()} if self.own_copy else {}
         self.sync()
-
-    def _layers(self):
-        lora = {name for name, module in self.policy.model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
-        return [(name, module) for name, module in self.model.named_modules() if name in lora]
 
     @torch.no_grad()
     def sync(self) -> None:
         if not self.own_copy:
             return
-        adapter = self.policy.model.get_base_model()
-        for name, layer in self._layers():
-            lora = adapter.get_submodule(name)
-            torch.add(self._base[name], lora.get_delta_weight("default").to(layer.weight.dtype), out=layer.weight.data)
+        for name, lora in self.policy.model.get_base_model().named_modules():
+            if isinstance(lora, LoraLayer):
+                weight = self.model.get_submodule(name).weight.data
+                torch.add(dequantised_weight(lora), lora.get_delta_weight("default").to(weight.dtype), out=weight)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
