@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks colab setup vllm clean
+.PHONY: demo test lab notebooks colab setup vllm trl clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -38,5 +38,12 @@ else
 endif
 	@touch $@
 
+trl: .venv-trl/done  ## TRL, for benchmarks/against_trl.py, in a Python of its own
+
+.venv-trl/done: requirements.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet -r requirements.txt trl==1.16.0 datasets==5.2.0
+	@touch $@
+
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm dist notebooks/runs
+	rm -rf .venv .venv-vllm .venv-trl dist notebooks/runs

@@ -1,60 +1,59 @@
 """Seconds per step, by phase, and peak memory: this kit over TRL's GRPOTrainer.
 
-    python benchmarks/against_trl.py PYTHON [OUT.json]     # a Python with trl==1.16.0 and this kit's requirements
+    make trl                                        # once: TRL 1.16.0, in a Python of its own
+    python benchmarks/against_trl.py [OUT.json]     # ten minutes on two cores
 
-SmolLM2-135M in NF4 with a LoRA adapter of rank 16; GRPO's loss (std, token mean, clip 0.2, no KL) on 4 prompts of the main job
-with 8 completions each, all of 24 tokens, temperature 1; float32 compute. Every group is mixed by construction: rewards
-alternate, so skipping dead groups gains nothing. TRL gets its defaults otherwise (8 sequences a backward pass), without
-gradient checkpointing. Each side is a process of its own; their steps are interleaved: one each to warm up, then five. A figure is a
-median; memory is the peak of the steps, loading left out, and vLLM's process is counted in.
+SmolLM2-135M in NF4 with a LoRA adapter of rank 16, float32 compute, 4 prompts with 8 completions each at temperature 1. Two
+jobs:
+
+mixed     GRPO's loss on both sides (std, token mean, clip 0.2, no KL) on prompts of the main job, all completions of 24 tokens,
+          a group a backward pass. Every group is mixed by construction: skipping dead groups gains nothing.
+main job  the task, its verifier and its lengths as they are, from the base model: HAPO here, 512 tokens a pass; GRPO there.
+          TRL has no HAPO; its groups are dead, and it computes their gradients of zero.
+
+TRL gets its defaults otherwise, without gradient checkpointing. Each side is a process of its
+own; the steps of a job are interleaved: one each to warm up, then five. A figure is a median; memory is the peak of the steps,
+loading left out, and vLLM's process is counted in.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+THEIRS = ROOT / ".venv-trl" / "bin" / "python"
+JOBS = ("mixed", "main job")
 PROMPTS, N, TOKENS, REPEATS = 4, 8, 24, 5
 
 
 # this kit ----------------------------------------------------------------------------------------------------------
 
 
-def ours(engine_name: str) -> None:
+def ours(engine_name: str, job: str) -> None:
     from dataclasses import replace
 
-    from hapo_lab.methods import GRPO
+    from common import WholeCompletions, mixed
+
+    from hapo_lab.methods import GRPO, HAPO
     from hapo_lab.models import load_policy
-    from hapo_lab.tasks import Verdict, load_task
+    from hapo_lab.tasks import load_task
     from hapo_lab.trainer import Config, Trainer
     from hapo_lab.vllm_engine import _processes, engine_for
-    policy, turn = load_policy("smollm2-135m"), itertools.count()
-    policy.tokenizer.eos_token = "<jupyter_start>"  # a token that the model does not write: no completion ends early
-    task = load_task("json_record")
-    train, heldout = (tuple(replace(p, demonstration=None) for p in split) for split in (task.train[:PROMPTS], task.heldout))
-    task = replace(task, train=train, heldout=heldout, max_new_tokens=TOKENS,
-                   verify=lambda *_: Verdict(next(turn) % 2 == 0, ""))
-
-    class WholeCompletions:
-        """One that is cut at the limit would score 0."""
-
-        def __init__(self, engine):
-            self.engine, self.name, self.sync = engine, engine.name, engine.sync
-
-        def generate(self, *how):
-            return [[replace(c, finished=True) for c in group] for group in self.engine.generate(*how)]
-
-    config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
-    engine = WholeCompletions(engine_for(engine_name, policy, steps=0, tokens=0))
-    trainer = Trainer(policy, task, GRPO, config, engine=engine)
+    policy, task, method = load_policy("smollm2-135m"), load_task("json_record"), HAPO
+    config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, token_budget=512,
+                    eval_every=0)
+    engine = engine_for(engine_name, policy, steps=0, tokens=0)
+    if job == "mixed":
+        policy.tokenizer.eos_token = "<jupyter_start>"  # a token that the model does not write: no completion ends early
+        task, method, engine = mixed(task, PROMPTS, TOKENS), GRPO, WholeCompletions(engine)
+        config = replace(config, token_budget=256)
+    trainer = Trainer(policy, task, method, config, engine=engine)
     steps, served = iter(trainer), _processes.get(policy.model)
     pids = [os.getpid()] + ([served.process.pid] if served else [])
     for pid in pids:
@@ -63,20 +62,24 @@ def ours(engine_name: str) -> None:
         start = time.perf_counter()
         record = next(steps)
         seconds = time.perf_counter() - start
-        assert record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS
-        say(step=seconds, rollout=record.seconds["rollout"], update=record.seconds["update"], peak=sum(map(peak, pids)))
+        assert job != "mixed" or record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS
+        say(step=seconds, rollout=record.seconds["rollout"], update=record.seconds["update"], peak=sum(map(peak, pids)),
+            tokens=record.tokens_sampled)
 
 
 # TRL ---------------------------------------------------------------------------------------------------------------
 
 
-def trl(model: str, messages: str) -> None:
+def trl(model: str, job: str) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-    rollout = []
+
+    from hapo_lab.tasks import load_task
+    task, rollout, sampled = load_task("json_record"), [], []
+    problems = {problem.key: problem for problem in task.train[:PROMPTS * (1 if job == "mixed" else REPEATS + 1)]}
 
     class Trainer(GRPOTrainer):
         def _generate(self, prompts):
@@ -96,19 +99,25 @@ def trl(model: str, messages: str) -> None:
 
         def on_step_end(self, args, state, control, **_):
             seconds = time.perf_counter() - self.start
-            say(step=seconds, rollout=sum(rollout), update=seconds - sum(rollout), peak=peak(os.getpid()))
+            say(step=seconds, rollout=sum(rollout), update=seconds - sum(rollout), peak=peak(os.getpid()), tokens=sampled[-1])
+
+    def reward(completions, completion_ids, key, **_):
+        sampled.append(sum(map(len, completion_ids)))
+        if job == "mixed":
+            return [float(i % 2 == 0) for i in range(len(key))]
+        return [float(task.verify(problems[k], c[0]["content"]).correct) for k, c in zip(key, completions, strict=True)]
 
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                   bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four_bit)
-    prompts = [{"prompt": message} for message in json.loads(messages)]
+    rows = [{"prompt": list(problem.messages), "key": key} for key, problem in problems.items()]
     args = GRPOConfig(
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
         per_device_train_batch_size=N, gradient_accumulation_steps=PROMPTS, num_generations=N, max_completion_length=TOKENS,
         max_steps=REPEATS + 1, learning_rate=1e-5, beta=0.0, epsilon=0.2, loss_type="dapo", scale_rewards="group",
-        temperature=1.0, generation_kwargs={"min_new_tokens": TOKENS}, shuffle_dataset=False, disable_tqdm=True)
-    Trainer(base, reward_funcs=lambda completions, **_: [float(i % 2 == 0) for i in range(len(completions))], args=args,
-            train_dataset=Dataset.from_list(prompts * (REPEATS + 1)), callbacks=[OnDemand()],
+        temperature=1.0, shuffle_dataset=False, disable_tqdm=True,
+        generation_kwargs={"min_new_tokens": TOKENS} if job == "mixed" else {})
+    Trainer(base, reward_funcs=reward, args=args, train_dataset=Dataset.from_list(rows * (REPEATS + 1)), callbacks=[OnDemand()],
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")).train()
 
@@ -144,41 +153,56 @@ def one(process: subprocess.Popen) -> dict[str, float]:
     sys.exit(f"a side has ended before its time: {process.args}")
 
 
-def main(python: str, out: Path | None) -> None:
+def compare(job: str) -> dict[str, list[dict]]:
+    """All sides' steps, interleaved."""
     from hapo_lab.models import model_source
-    from hapo_lab.tasks import load_task
-    messages = json.dumps([list(problem.messages) for problem in load_task("json_record").train[:PROMPTS]])
-    commands = {"ours, generate": [sys.executable, __file__, "ours", "transformers"],
-                "ours, vLLM": [sys.executable, __file__, "ours", "vllm"],
-                "TRL, generate": [python, __file__, "trl", str(model_source("smollm2-135m")), messages]}
-    sides = {name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    commands = {"ours, generate": [sys.executable, __file__, "ours", "transformers", job],
+                "ours, vLLM": [sys.executable, __file__, "ours", "vllm", job],
+                "TRL, generate": [THEIRS, __file__, "trl", model_source("smollm2-135m"), job]}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    sides = {name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
              for name, command in commands.items()}
     rows: dict[str, list[dict]] = {name: [] for name in sides}
     for repeat in range(REPEATS + 1):
         for name, process in sides.items():
             rows[name].append(one(process))
-            print(f"repeat {repeat}: {name:16} {rows[name][-1]['step']:6.1f} s", file=sys.stderr, flush=True)
+            print(f"{job}, repeat {repeat}: {name:16} {rows[name][-1]['step']:6.1f} s", file=sys.stderr, flush=True)
     for process in sides.values():
         process.stdin.close()
-    rows = {name: found[1:] for name, found in rows.items()}
-    medians = {name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()}
-    theirs = medians["TRL, generate"]
-    print(f"{'':16}  s a step  rollout  update  peak MiB   over TRL: step, memory")
-    for name, m in medians.items():
-        print(f"{name:16}  {m['step']:8.1f}  {m['rollout']:7.1f}  {m['update']:6.1f}  {m['peak']:8.0f}   "
-              f"{m['step'] / theirs['step']:.2f}, {m['peak'] / theirs['peak']:.2f}")
+        process.wait()
+    return {name: found[1:] for name, found in rows.items()}
+
+
+def table(found: dict[str, dict]) -> list[str]:
+    """As it stands in the README."""
+    rows = ["| job | side | seconds a step | rollout | update | peak memory | over TRL: seconds, memory |",
+            "|---|---|---|---|---|---|---|"]
+    for job in JOBS:
+        middle = found[job]["medians"]
+        theirs = middle["TRL, generate"]
+        rows += [f"| {job} | {side} | {m['step']:.1f} | {m['rollout']:.1f} | {m['update']:.1f} | {m['peak']:,.0f} MiB "
+                 f"| {m['step'] / theirs['step']:.2f}, {m['peak'] / theirs['peak']:.2f} |" for side, m in middle.items()]
+    return rows
+
+
+def main(out: Path | None) -> None:
+    if not THEIRS.exists():
+        sys.exit("benchmarks/against_trl.py: there is no TRL here: `make trl` installs it.")
+    from common import machine, medians, write
+    found = {}
+    for job in JOBS:
+        rows = compare(job)
+        found[job] = {"medians": medians(rows), "repeats": rows}
+    print(*table(found), sep="\n")
     if out:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS")}
-        out.write_text(json.dumps({"machine": machine, "medians": medians, "repeats": rows}, indent=1) + "\n")
+        write(out, machine=machine(trl="1.16.0"), **found)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["ours", engine]:
-            ours(engine)
-        case ["trl", model, messages]:
-            trl(model, messages)
-        case [python, *out]:
-            main(python, Path(out[0]) if out else None)
-        case _:
-            sys.exit(__doc__)
+        case ["ours", engine, job]:
+            ours(engine, job)
+        case ["trl", model, job]:
+            trl(model, job)
+        case arguments:
+            main(Path(arguments[0]) if arguments else None)

@@ -10,8 +10,6 @@ counts. The card's own rates are measured first: a matrix product, and a copy.
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 import sys
 import tempfile
@@ -20,13 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from common import WholeCompletions, mixed, write
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.models import compute_dtype, default_device, load_policy
 from hapo_lab.records import shipped_run
 from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import DATA, Verdict, load_task
+from hapo_lab.tasks import DATA, load_task
 from hapo_lab.trainer import TINY, Config, Trainer
 
 LIMIT = 8 * 60
@@ -53,13 +52,6 @@ class Shape:
 SHAPES = [Shape("Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, 151_936, tied=True),
           Shape("Qwen2.5-Math-7B", 3584, 18_944, 28, 28, 4, 152_064, tied=False)]
 DRY = [Shape("dry", 128, 256, 2, 4, 2, 512, tied=True, new_tokens=16)]
-
-
-class WholeCompletions(TransformersEngine):
-    """One that is cut at the limit would score 0, and all groups be dead."""
-
-    def generate(self, *how):
-        return [[replace(c, finished=True) for c in group] for group in super().generate(*how)]
 
 
 def rates(device: torch.device, size: int) -> dict[str, float]:
@@ -99,13 +91,10 @@ def step(shape: Shape, device: torch.device, card: dict[str, float]) -> dict[str
             shutil.copy(file, folder)
         shutil.copy(DATA / "tiny" / "chat_template.jinja", folder)
         policy = load_policy(folder)
-    turn, sums = itertools.count(), load_task("sums")
     policy.tokenizer.eos_token_id = None
-    train, heldout = (tuple(replace(p, demonstration=None) for p in split) for split in (sums.train[:4], sums.heldout))
-    task = replace(sums, train=train, heldout=heldout, max_new_tokens=shape.new_tokens,
-                   verify=lambda *_: Verdict(next(turn) % 2 == 0, ""))
+    task = mixed(load_task("sums"), prompts=4, new_tokens=shape.new_tokens)
     config = Config(steps=2, prompts=4, warmup=0, eval_every=0, token_budget=8 * shape.new_tokens)
-    steps = iter(Trainer(policy, task, GRPO, config, engine=WholeCompletions(policy)))
+    steps = iter(Trainer(policy, task, GRPO, config, engine=WholeCompletions(TransformersEngine(policy))))
     next(steps)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -152,7 +141,7 @@ def main(out: Path | None, dry: bool) -> None:
     seconds = time.monotonic() - began
     print(f"{seconds:.0f} s in all" + (", over its limit" if seconds > LIMIT else ""))
     if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        write(out, **found)
 
 
 if __name__ == "__main__":

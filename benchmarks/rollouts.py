@@ -1,6 +1,10 @@
 """Tokens per second of every way to sample, and how far its log-probabilities are from the trainer's.
 
-    python benchmarks/rollouts.py [OUT.json]        # a quarter of an hour on one core; vLLM's rows need `make vllm`
+    python benchmarks/rollouts.py [OUT.json]        # five minutes on two cores; vLLM's rows need `make vllm`
+
+First transformers' `generate` as it comes, over the 4 bits and over unquantized bfloat16 weights. Then the kit's engine, which
+has `generate` read each prompt once for its group and draws tokens itself: over the 4 bits, and over dequantised weights, which
+it takes on a CPU. Then vLLM, with either way to take over an adapter.
 
 SmolLM2-135M in 4 bits with an adapter of rank 16 that has moved; 4 prompts of the main job, 8 completions each of at most 24
 tokens, temperature 1. A repeat is what a training step does: take over the adapter, then sample. Repeats are interleaved:
@@ -9,26 +13,25 @@ first each way once to warm up, then each way once, five times over; a figure is
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from common import machine, medians, write
 
 from hapo_lab import vllm_engine
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.models import Policy, load_policy
-from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
+from hapo_lab.rollouts import Completion, Engine, Sampling, TransformersEngine
 from hapo_lab.tasks import load_task
 from hapo_lab.vllm_engine import VllmEngine
 
 PROMPTS, N, REPEATS, SAMPLING = 4, 8, 5, Sampling(24)
-BASELINE = "transformers, NF4"
+BASELINE = "transformers' generate, NF4"
 
 
 def moved(**how) -> Policy:
@@ -40,13 +43,40 @@ def moved(**how) -> Policy:
     return policy
 
 
+class Plain:
+    """`generate` as it comes: prompts repeated for their completions, tokens drawn by torch. Without log-probabilities."""
+
+    name = "generate"
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def sync(self) -> None:
+        """It samples from the policy itself."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        torch.manual_seed(seed)
+        tokenizer = self.policy.tokenizer
+        padded = tokenizer.pad({"input_ids": [list(p) for p in prompts]}, padding_side="left", return_tensors="pt")
+        out = self.policy.model.generate(
+            **padded.to(self.policy.device), num_return_sequences=n, do_sample=True, temperature=sampling.temperature, top_k=0,
+            top_p=1.0, max_new_tokens=sampling.max_new_tokens, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id)
+        rows = [self._completion(ids) for ids in out[:, padded.input_ids.shape[1]:].tolist()]
+        return [rows[i * n:(i + 1) * n] for i in range(len(prompts))]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        end = self.policy.tokenizer.eos_token_id
+        return Completion(tuple(ids[:ids.index(end) + 1] if end in ids else ids), "", (), end in ids)
+
+
 def engines() -> dict[str, Engine]:
     """By name. vLLM serves a policy in one way: so for each of its ways there is a policy of equal weights."""
     half = moved(quantize=False)
     half.model.to(torch.bfloat16)
-    found = {BASELINE: TransformersEngine(TRAINER, own_copy=False),
-             "transformers, dequantised": TransformersEngine(TRAINER, own_copy=True),
-             "transformers, bfloat16": TransformersEngine(half, own_copy=False)}
+    found = {BASELINE: Plain(TRAINER), "transformers' generate, bfloat16": Plain(half),
+             "ours, NF4": TransformersEngine(TRAINER, own_copy=False),
+             "ours, dequantised": TransformersEngine(TRAINER, own_copy=True)}
     if vllm_engine.installed():
         ways = {"vLLM, merged": (True, torch.float32), "vLLM, swapped": (False, torch.float32),
                 "vLLM, merged, bfloat16": (True, torch.bfloat16)}
@@ -74,11 +104,32 @@ def measure(engine: Engine, prompts: list[list[int]], seed: int) -> dict[str, fl
     synced = time.perf_counter()
     groups = engine.generate(prompts, N, SAMPLING, seed)
     done = time.perf_counter()
-    with torch.no_grad():
-        logp, _, mask = completion_logprobs(TRAINER.model, prompts, [[c.ids for c in g] for g in groups])
-    gap = (logp[mask].cpu() - torch.tensor([x for g in groups for c in g for x in c.logps])).abs()
-    return {"tokens_per_second": len(gap) / (done - start), "sync_seconds": synced - start, "tokens": len(gap),
-            "gap_mean": gap.mean().item(), "gap_max": gap.max().item()}
+    tokens = sum(len(c.ids) for g in groups for c in g)
+    return {"tokens_per_second": tokens / (done - start), "sync_seconds": synced - start, "tokens": tokens,
+            **gap(prompts, groups)}
+
+
+@torch.no_grad()
+def gap(prompts: list[list[int]], groups: list[list[Completion]]) -> dict[str, float]:
+    """How far an engine's log-probabilities are from the trainer's, of the tokens that it drew."""
+    engines = torch.tensor([x for g in groups for c in g for x in c.logps])
+    if not len(engines):
+        return {}
+    logp, _, mask = completion_logprobs(TRAINER.model, prompts, [[c.ids for c in g] for g in groups])
+    apart = (logp[mask].cpu() - engines).abs()
+    return {"gap_mean": apart.mean().item(), "gap_max": apart.max().item()}
+
+
+def table(middle: dict[str, dict[str, float]]) -> list[str]:
+    """As it stands in the README."""
+    slow = middle[BASELINE]["tokens_per_second"]
+    rows = ["| | tokens a second | over generate, NF4 | taking over an adapter | log p off the trainer's: mean, at most |",
+            "|---|---|---|---|---|"]
+    for name, m in middle.items():
+        sync = f"{m['sync_seconds']:.2f} s" if m["sync_seconds"] > 0.005 else "none"
+        apart = f"{m['gap_mean']:.0e}, {m['gap_max']:.0e}" if "gap_mean" in m else ""
+        rows.append(f"| {name} | {m['tokens_per_second']:.0f} | {m['tokens_per_second'] / slow:.2f} | {sync} | {apart} |")
+    return rows
 
 
 def main(out: Path | None) -> None:
@@ -89,18 +140,12 @@ def main(out: Path | None) -> None:
         for name, engine in ways.items():
             rows[name].append(measure(engine, prompts, seed=repeat))
             speed = rows[name][-1]["tokens_per_second"]
-            print(f"repeat {repeat}: {name:28} {speed:6.0f} tokens/s", file=sys.stderr, flush=True)
+            print(f"repeat {repeat}: {name:33} {speed:6.0f} tokens/s", file=sys.stderr, flush=True)
     rows = {name: found[1:] for name, found in rows.items()}
-    medians = {name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()}
-    slow = medians[BASELINE]["tokens_per_second"]
-    print(f"{'':28} tokens/s  over NF4  sync s  |log p - trainer's|: mean, max")
-    for name, m in medians.items():
-        print(f"{name:28} {m['tokens_per_second']:8.0f}  {m['tokens_per_second'] / slow:8.2f}  {m['sync_seconds']:6.2f}  "
-              f"{m['gap_mean']:.1e}, {m['gap_max']:.1e}")
+    middle = medians(rows)
+    print(*table(middle), sep="\n")
     if out:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-                   "device": str(TRAINER.device), "torch": torch.__version__, "vllm": vllm_engine.installed()}
-        out.write_text(json.dumps({"machine": machine, "medians": medians, "repeats": rows}, indent=1) + "\n")
+        write(out, machine=machine(vllm=vllm_engine.installed()[1]), medians=middle, repeats=rows)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ from hapo_lab.vllm_process import BLOCK, SEQUENCES, fingerprint
 ENGINES = ("auto", "transformers", "vllm")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
-TOKEN_SAVES, SYNC_COSTS, START_COSTS = 9e-12, 7e-9, 20.0
-"""Seconds, roughly, as `benchmarks/rollouts.py` goes on one core: what a token is cheaper by with vLLM, and taking over an
-adapter dearer, both for each parameter of the model; and vLLM's start. A GPU has not been measured."""
+TOKEN_SAVES, SYNC_COSTS, START_COSTS = 3.4e-12, 3.9e-9, 20.0
+"""Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
+taking over an adapter dearer, both for each parameter of the model; and vLLM's start. A GPU has not been measured."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(

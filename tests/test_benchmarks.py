@@ -1,5 +1,7 @@
-"""benchmarks/gpu.py: its dry run on a CPU. Its figures come from a GPU, where a session has one."""
+"""What the benchmarks compute with, and that the README's figures are theirs. Their timings come from whole runs of them."""
 
+import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +10,97 @@ from pathlib import Path
 import pytest
 import torch
 
-GPU = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
+from hapo_lab.methods import GRPO
+from hapo_lab.records import RunLog
+from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.trainer import Config, Trainer
+from hapo_lab.vllm_engine import SYNC_COSTS, TOKEN_SAVES
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+GPU = BENCHMARKS / "gpu.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The module of a benchmark's name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def results(name: str) -> dict:
+    return json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+
+
+# what they measure with --------------------------------------------------------------------------------------------
+
+
+def test_groups_are_mixed_and_completions_whole_by_construction(benchmark, fresh, sums):
+    common = benchmark("common")
+    task = common.mixed(sums, prompts=3, new_tokens=2)  # too short for any right answer
+    engine = common.WholeCompletions(TransformersEngine(fresh))
+    config = Config(steps=2, prompts=3, group_size=4, eval_every=0)
+    records = list(Trainer(fresh, task, GRPO, config, engine=engine))
+    assert [r.successes for r in records] == [(2, 2, 2)] * 2 and all(r.dead_before == 0 and r.updated for r in records)
+
+
+def test_scaling_doubles_one_number_at_a_time(benchmark):
+    scaling = benchmark("scaling")
+    points = scaling.points()
+    assert len(points) == 10  # three axes of four points, which share one
+    for axis, values in scaling.AXES.items():
+        assert all(b == 2 * a for a, b in itertools.pairwise(values)) and scaling.BASE[axis] in values
+
+
+# the README's figures ----------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_tables_are_those_of_the_results(benchmark):
+    readme = (ROOT / "README.md").read_text()
+    tables = [benchmark("against_trl").table(results("against_trl")),
+              *(benchmark(name).table(results(name)["medians"]) for name in ("rollouts", "scaling"))]
+    for table in tables:
+        assert "\n".join(table) in readme
+
+
+def test_the_results_hold_every_repeat_and_their_medians(benchmark):
+    against = results("against_trl")
+    measured = [results("rollouts"), results("scaling"), against["mixed"], against["main job"]]
+    for found in measured:
+        assert benchmark("common").medians(found["repeats"]) == found["medians"]
+        assert {len(rows) for rows in found["repeats"].values()} in ({5}, {3})
+
+
+def test_what_auto_reckons_with_is_what_was_measured():
+    ours, vllm = (results("rollouts")["medians"][name] for name in ("ours, dequantised", "vLLM, merged"))
+    a_token = [1 / m["tokens_per_second"] - m["sync_seconds"] / m["tokens"] for m in (ours, vllm)]
+    parameters = 134_515_008  # SmolLM2-135M's
+    assert (a_token[0] - a_token[1]) / parameters == pytest.approx(TOKEN_SAVES, rel=0.1)
+    assert (vllm["sync_seconds"] - ours["sync_seconds"]) / parameters == pytest.approx(SYNC_COSTS, rel=0.1)
+
+
+# the way to success ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_estimate_at_a_level_counts_and_what_is_not_reached_is_censored(benchmark, tmp_path):
+    to_success = benchmark("to_success")
+    log = RunLog.load(ROOT / "data" / "runs" / "hapo-0")
+    estimates = [(r.step, r.heldout) for r in log.steps if r.heldout is not None]
+    step, value = estimates[0]
+    passed = to_success.reached(log, value)
+    assert passed.passed and passed.steps == step
+    assert passed.tokens == sum(r.tokens_sampled for r in log.steps[:step])
+    censored = to_success.reached(log, 1.01)
+    assert not censored.passed and censored.steps == len(log.steps)
+
+
+def test_a_censored_run_counts_as_later_than_any_that_passed(benchmark):
+    to_success = benchmark("to_success")
+    runs = [to_success.Reached(False, 40, 9_000, 90.0), to_success.Reached(True, 12, 20_000, 200.0),
+            to_success.Reached(True, 18, 30_000, 300.0)]
+    assert to_success.shown(runs, "steps") == "18 (> 40, 12, 18)"
+    assert to_success.shown(runs, "tokens") == "30,000 (> 9,000, 20,000, 30,000)"
+    assert to_success.shown(runs[:1] * 2 + runs[1:2], "seconds") == "> 90 (> 90, > 90, 200)"
 
 
 def test_the_dry_run_goes_through_every_part(tmp_path):
