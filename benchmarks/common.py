@@ -29,7 +29,7 @@ class WholeCompletions:
     """An engine whose completions count as finished: one that is cut at the limit would score 0."""
 
     def __init__(self, engine: Engine):
-        self.engine, self.name, self.sync = engine, engine.name, engine.sync
+        self.engine, self.name, self.sync, self.sleep = engine, engine.name, engine.sync, engine.sleep
 
     def generate(self, *how):
         return [[replace(c, finished=True) for c in group] for group in self.engine.generate(*how)]

@@ -60,6 +60,9 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Take over the policy's present weights."""
 
+    def sleep(self) -> None:
+        """Let go of what only sampling needs, until the next `sync`: an update follows, and wants the memory."""
+
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """n completions for each prompt (token ids), in order; the same seed gives the same completions."""
 
@@ -71,9 +74,9 @@ class TransformersEngine:
     ----------
     policy : Policy
     own_copy : bool, optional
-        True: sample from a dequantised copy of the base, into which `sync` merges the adapter, afresh from the 4 bits and
-        in the compute dtype (on a CPU float32: exact to rounding). Costs memory, saves unpacking 4 bits for every token.
-        False: sample from the policy itself. Default: True on a CPU.
+        True: sample from a dequantised copy of the base, which `sync` makes, the adapter merged in, afresh from the 4 bits and
+        in the compute dtype (on a CPU float32: exact to rounding). Saves unpacking 4 bits for every token; costs memory,
+        until `sleep`. False: sample from the policy itself. Default: True on a CPU.
     """
 
     name = "transformers"
@@ -81,17 +84,27 @@ class TransformersEngine:
     def __init__(self, policy: Policy, own_copy: bool | None = None):
         self.policy = policy
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
-        self.model = _dequantised(policy) if self.own_copy else policy.model
+        self.model = _plain(policy) if self.own_copy else policy.model
         self.sync()
 
     @torch.no_grad()
     def sync(self) -> None:
-        if not self.own_copy:
-            return
-        for name, lora in self.policy.model.get_base_model().named_modules():
-            if isinstance(lora, LoraLayer):
-                weight = self.model.get_submodule(name).weight.data
-                torch.add(dequantised_weight(lora), lora.get_delta_weight("default").to(weight.dtype), out=weight)
+        for name, lora in self._copied():
+            weight = dequantised_weight(lora)
+            weight += lora.get_delta_weight("default").to(weight.dtype)
+            self._put(name, weight)
+
+    def sleep(self) -> None:
+        for name, lora in self._copied():
+            self._put(name, torch.empty(lora.out_features, lora.in_features, device="meta"))
+
+    def _copied(self) -> list[tuple[str, LoraLayer]]:
+        """The layers that it has weights of its own for."""
+        base = self.policy.model.get_base_model()
+        return [(name, m) for name, m in base.named_modules() if isinstance(m, LoraLayer)] if self.own_copy else []
+
+    def _put(self, name: str, weight: torch.Tensor) -> None:
+        self.model.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
@@ -99,6 +112,8 @@ class TransformersEngine:
         if longest + sampling.max_new_tokens > self.policy.context:
             raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the context of "
                              f"{self.policy.name} ({self.policy.context} tokens): shorten the prompt or the completion.")
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise EngineError("the engine is asleep: sync comes first")
         tokenizer, device = self.policy.tokenizer, self.model.device
         padded = tokenizer.pad({"input_ids": [list(p) for p in prompts]}, padding_side="left", return_tensors="pt").to(device)
         cache = DynamicCache(config=self.model.config)
@@ -155,8 +170,8 @@ def _warpers(sampling: Sampling):
         yield TopPLogitsWarper(sampling.top_p)
 
 
-def _dequantised(policy: Policy) -> torch.nn.Module:
-    """A copy of the base in the compute dtype, without adapter; what was not quantized is shared, not copied."""
+def _plain(policy: Policy) -> torch.nn.Module:
+    """A copy of the base with plain linear layers in place of adapted ones, their weights still to come; all else is shared."""
     base = policy.model.get_base_model()
     shared = {id(p): p for p in base.parameters() if not _is_quantized(p)}
     for module in base.modules():
@@ -165,9 +180,7 @@ def _dequantised(policy: Policy) -> torch.nn.Module:
     model = deepcopy(base, memo=shared)
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer):
-            weight = dequantised_weight(module)
-            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            linear = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             linear.bias = module.get_base_layer().bias
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, linear)

@@ -171,6 +171,7 @@ class Trainer:
         with _timed(seconds, "rollout"):
             self.engine.sync()
             sampled = self._sample(self.problems(step), seed=self.config.seed * 1_000_003 + step)
+            self.engine.sleep()
         with _timed(seconds, "gate"):
             uniforms = gate_uniforms(self.config.seed, step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)

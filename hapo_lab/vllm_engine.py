@@ -123,6 +123,9 @@ class VllmEngine:
         process.ask("load", folder=str(folder), scaling=scaling)
         shutil.rmtree(folder)
 
+    def sleep(self) -> None:
+        """Nothing: its share of the memory was set when it started."""
+
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         process = _processes.get(self.policy.model)
         if not process or not process.end.alive:

@@ -8,7 +8,7 @@ from hapo_lab import disk, models
 from hapo_lab.doctor import gradient_agreement
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
-from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
 from hapo_lab.tasks import load_task
 
 PROBLEM = load_task(seed=0).train[0]
@@ -73,6 +73,18 @@ def test_the_engine_samples_from_the_moved_and_sync_follows_it(moved, own_copy):
             moved.trainable()[0].mul_(3)
             moved.trainable()[1].add_(0.05)
         engine.sync()
+
+
+def test_an_engine_that_sleeps_holds_no_weights_of_its_own_and_says_so_if_asked(moved):
+    engine, prompts = TransformersEngine(moved), [prompt_ids(moved, PROBLEM)]
+    before = engine.generate(prompts, 2, Sampling(max_new_tokens=5), seed=0)
+    engine.sleep()
+    own = {id(p) for p in moved.model.parameters()}
+    assert all(p.is_meta for p in engine.model.parameters() if id(p) not in own)
+    with pytest.raises(EngineError, match="the engine is asleep: sync comes first"):
+        engine.generate(prompts, 2, Sampling(max_new_tokens=5), seed=0)
+    engine.sync()
+    assert engine.generate(prompts, 2, Sampling(max_new_tokens=5), seed=0) == before
 
 
 def test_the_same_seed_gives_the_same_completions_and_another_one_others(moved):
