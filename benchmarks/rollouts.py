@@ -1,6 +1,6 @@
 """Tokens per second of every way to sample, and how far its log-probabilities are from the trainer's.
 
-    python benchmarks/rollouts.py [OUT.json]        # five minutes on two cores; vLLM's rows need `make vllm`
+    python benchmarks/rollouts.py [OUT.json]        # seven minutes on two cores; vLLM's rows need `make vllm`
 
 First transformers' `generate` as it comes, over the 4 bits and over unquantized bfloat16 weights. Then the kit's engine, which
 has `generate` read each prompt once for its group and draws tokens itself: over the 4 bits, and over dequantised weights, which
