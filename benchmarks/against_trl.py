@@ -46,8 +46,7 @@ def ours(engine_name: str, job: str) -> None:
     from hapo_lab.trainer import Config, Trainer
     from hapo_lab.vllm_engine import _processes, engine_for
     policy, task, method = load_policy("smollm2-135m"), load_task("json_record"), HAPO
-    config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, token_budget=512,
-                    eval_every=0)
+    config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
     engine = engine_for(engine_name, policy, steps=0, tokens=0)
     if job == "mixed":
         policy.tokenizer.eos_token = "<jupyter_start>"  # a token that the model does not write: no completion ends early

@@ -27,7 +27,7 @@ from hapo_lab.trainer import Config, Trainer
 
 SHIPPED = DATA / "runs" / "to_success"
 COMPARED, SEEDS, LEVELS = ("hapo", "luffy", "grpo"), range(3), (0.5, 0.8)
-CONFIG = Config(steps=40, eval_every=2, token_budget=512)
+CONFIG = Config(steps=40, eval_every=2)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,16 @@ def finished(log: RunLog) -> bool:
 
 
 def train(method: str, seed: int, folder: Path, bar: tqdm) -> bool:
-    """A whole run, or what is left of it; False if it was stopped."""
+    """A whole run, or what is left of it; False if it was stopped. The bar counts the steps that are taken now."""
     trainer = Trainer(load_policy("smollm2-135m", seed=seed), load_task("json_record", seed), METHODS[method],
                       replace(CONFIG, seed=seed), folder=folder, resume=True)
-    bar.update(len(trainer.log.steps))
+    bar.total -= len(trainer.log.steps)
     if not finished(trainer.log):
         for record in trainer:
             bar.update()
             bar.set_postfix_str(f"{folder.name}: held-out {record.heldout:.0%}" if record.heldout is not None else folder.name)
             if finished(trainer.log):
+                bar.total -= CONFIG.steps - record.step
                 break
     return finished(trainer.log)
 
@@ -71,6 +72,7 @@ def main(folder: Path) -> None:
             for method in COMPARED:
                 name = f"{method}-{seed}"
                 if (SHIPPED / name).exists():
+                    bar.total -= CONFIG.steps
                     continue
                 if not train(method, seed, folder / name, bar):
                     sys.exit("stopped, and saved: the same command goes on.")

@@ -24,7 +24,7 @@ class Config:
     """Optimizer steps on one batch of rollouts."""
     max_grad_norm: float = 1.0
     temperature: float = 1.0
-    token_budget: int = 1024
+    token_budget: int = 512
     """Tokens in one forward and backward pass: memory, not results, depends on it."""
     importance_cap: float = 2.0
     """Bounds the weight pi_trainer / pi_engine that corrects a sampled token for its engine's other arithmetic."""

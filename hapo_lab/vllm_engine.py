@@ -160,12 +160,13 @@ class VllmEngine:
 
 class Process:
     """A process that runs `vllm_process`, and the pipe to it. Trainer and vLLM share the memory: the cache of keys and values
-    has a bound, a tenth of what is free at most, and decides how long a sequence may be."""
+    is bounded, by a tenth of what is free at most, and bounds the length of a sequence. Where it is full, sequences wait."""
 
     def __init__(self, policy: Policy, rank: int | None, log: Path):
         device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
         token = _cache_size(policy.model.config) * dtype.itemsize
-        cache = min(SEQUENCES * min(policy.context, 2048) * token, memory_available(device) // 10)
+        reckoned = 2048 if device.type == "cuda" else 256  # a cache is filled with zeros at once, and CPUs sample short answers
+        cache = min(SEQUENCES * min(policy.context, reckoned) * token, memory_available(device) // 10)
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
         self.context = min(policy.context, cache // token // BLOCK * BLOCK)
         self.log, self.rank = log, rank
