@@ -210,7 +210,15 @@ def test_a_display_that_fails_does_not_stop_the_training(fresh, sums):
     assert run.state == "finished" and len(calls) == 1 and len(run.trainer.log.steps) == 6
 
 
-def test_an_interrupt_of_join_stops_after_the_step_and_saves(fresh, sums, tmp_path, capsys):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in its background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_join_stops_after_the_step_and_saves(fresh, sums, tmp_path, capsys, interruptible):
     told = Told()
     run = run_in_background(Trainer(fresh, sums, HAPO, replace(SMALL, steps=500, save_every=500), folder=tmp_path), told)
     told.wait("running", 2)
