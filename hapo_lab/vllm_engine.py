@@ -38,7 +38,7 @@ from hapo_lab.vllm_process import BLOCK, SEQUENCES, fingerprint
 ENGINES = ("auto", "transformers", "vllm")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
-TOKEN_SAVES, SYNC_COSTS, START_COSTS = 3.4e-12, 3.9e-9, 20.0
+TOKEN_SAVES, SYNC_COSTS, START_COSTS = 2.0e-12, 3.7e-9, 20.0
 """Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
 taking over an adapter dearer, both for each parameter of the model; and vLLM's start. A GPU has not been measured."""
 _VERSION = """
