@@ -5,13 +5,11 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hapo_lab.drawing import to_png
 from hapo_lab.methods import GRPO
 from hapo_lab.records import RunLog
 from hapo_lab.rollouts import TransformersEngine
