@@ -26,6 +26,7 @@ from hapo_lab.models import load_policy
 from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
 from hapo_lab.records import runs_folder
 from hapo_lab.rollouts import TransformersEngine
+from hapo_lab.seeds import derive
 from hapo_lab.tasks import load_task
 from hapo_lab.trainer import TINY, Trainer
 
@@ -65,7 +66,7 @@ def measure_next(trainer: Trainer) -> None:
     problems = trainer.problems(step)
     trainer.engine.sync()
     drawn = trainer.engine.generate([prompt_ids(trainer.policy, p) for p in problems], SPARE, trainer.sampling,
-                                    seed=trainer.config.seed * 1_000_003 + step + 500_000)  # no step's, no evaluation's
+                                    seed=derive(trainer.config.seed, "spare", step))
     right = [sum(int(grade(trainer.task, p, c).reward) for c in completions)
              for p, completions in zip(problems, drawn, strict=True)]
     disk.append(trainer.log.folder / "spare.jsonl", disk.lines([{"step": step, "right": right}]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import reprlib
 from dataclasses import asdict
@@ -15,7 +13,7 @@ import hapo_lab
 from hapo_lab.config import Config
 from hapo_lab.datasets import task_of_run
 from hapo_lab.methods import Method, method_from
-from hapo_lab.models import Policy, load_policy
+from hapo_lab.models import Policy, compute_dtype, load_policy
 from hapo_lab.tasks import Task
 
 
@@ -23,41 +21,48 @@ def describe(policy: Policy, task: Task, method: Method, config: Config, engine:
     """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
     lora = policy.model.peft_config["default"]
     return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
-            "quantized": policy.quantized, "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha},
-            "task": task.name, "source": task.source, "problems_sha256": _checksum(task), "heldout": sorted(p.key for p in task.heldout),
+            "quantized": policy.quantized, "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed},
+            "task": task.name, "source": task.source, "problems": task.identity, "heldout": sorted(p.key for p in task.heldout),
             "method": method.described(), "config": asdict(config),
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
-                         "threads": torch.get_num_threads(), "engine": engine}}
+                         "threads": torch.get_num_threads(), "engine": engine, "device": policy.device.type,
+                         "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}}
 
 
 def differences(there: dict, here: dict) -> list[str]:
-    """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run."""
+    """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run, and
+    the number of steps may grow."""
     a, b = _flat(there), _flat(here)
     return [f"{key} is {_shown(a[key], b[key])} there and {_shown(b[key], a[key])} here" for key in a
-            if key in b and a[key] != b[key] and not key.startswith("versions.")
-            and (key == "method.gate.kind" or not key.startswith("method.gate."))]
+            if key in b and a[key] != b[key] and not key.startswith("versions.") and key != "config.steps"
+            and (not key.startswith("method.gate.") or key.endswith((".kind", ".sha256")))]
 
 
 def rebuild(about: dict) -> tuple[Policy, Task, Method, Config]:
     """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
 
-    ValueError if a part is not this kit's by name: an own task, gate, or shaping.
+    ValueError if a part can't be had as it was.
     """
     try:
-        config, method = Config(**about["config"]), method_from(about["method"])
-        task = task_of_run(about)
-        if _checksum(task) != about.get("problems_sha256", _checksum(task)):
-            raise ValueError(f"task {task.name!r}, seed {config.seed}, has other problems here.")
+        config, method, task = Config(**about["config"]), method_from(about["method"]), task_of_run(about)
+    except KeyError as missing:
+        raise ValueError(f"this run can't be rebuilt: its run.json says nothing of {missing}; another version of this kit made "
+                         "it.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
                          "Trainer(policy, task, method, config, folder=..., resume=True).") from None
-    policy = load_policy(about["model"], quantize=about["quantized"], seed=config.seed, **about.get("lora", {}))
+    policy = load_policy(about["model"], quantize=about["quantized"], **about["lora"])
     return policy, task, method, config
 
 
-def _checksum(task: Task) -> str:
-    problems = [[asdict(problem) for problem in split] for split in (task.train, task.heldout)]
-    return hashlib.sha256(json.dumps([problems, task.max_new_tokens]).encode()).hexdigest()[:16]
+def refuse_what_no_one_can_rebuild(method: Method) -> None:
+    """ValueError, in one sentence, if a run.json couldn't give this method back as it is."""
+    try:
+        if method_from(method.described()).described() != method.described():
+            raise ValueError("a part of it changes its numbers when it is made.")
+    except ValueError as error:
+        raise ValueError(f"method {method.name!r} could not be resumed as it is: {error} Put that part into a file of its own "
+                         'and take it from there ("FILE.py:NAME"), or train without a folder.') from None
 
 
 def _flat(nested: dict, prefix: str = "") -> dict:

@@ -21,7 +21,8 @@ from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
 from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import GATES, METHODS, get_gate, get_method
+from hapo_lab.loss import SHAPINGS
+from hapo_lab.methods import GATES, METHODS, get_gate, get_method, get_shaping
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
 from hapo_lab.rollouts import Sampling, TransformersEngine
@@ -38,9 +39,11 @@ def train(args: argparse.Namespace) -> None:
     usual_task, usual = USUAL.get(args.model, ("json_record", Config()))
     config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     method = get_method(args.method)
+    if args.shaping:
+        method = replace(method, name=f"{method.name}, {_part_name(args.shaping)}", shaping=get_shaping(args.shaping))
     prior = {name: value for name in ("alpha", "beta", "threshold") if (value := getattr(args, name)) is not None}
     if args.gate:
-        method = replace(method, name=f"{method.name}, {args.gate}", gate=get_gate(args.gate, **prior))
+        method = replace(method, name=f"{method.name}, {_part_name(args.gate)}", gate=get_gate(args.gate, **prior))
     elif prior:
         if not isinstance(method.gate, BetaGate):
             raise ValueError(f"method {args.method!r} has no Beta gate: leave out --{', --'.join(prior)}.")
@@ -48,8 +51,9 @@ def train(args: argparse.Namespace) -> None:
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
-    task = _task(args, args.task or usual_task, config.seed)
-    policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, seed=config.seed)
+    task = _task(args, args.task or usual_task, config.seed if args.task_seed is None else args.task_seed)
+    policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank,
+                         seed=config.seed if args.adapter_seed is None else args.adapter_seed)
     trainer = Trainer(policy, task, method, config, folder=args.folder, engine=args.engine)
     shown = sum(trainer.demonstration(p) is not None for p in task.train)
     print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
@@ -58,7 +62,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def resume_run(args: argparse.Namespace) -> None:
-    _train(resume(args.run, args.engine))
+    _train(resume(args.run, args.engine, args.steps))
 
 
 def _train(trainer: Trainer) -> None:
@@ -66,6 +70,11 @@ def _train(trainer: Trainer) -> None:
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
     report_run(trainer.log, trainer.log.folder)
+
+
+def _part_name(name: str) -> str:
+    """Without the file's folder."""
+    return Path(name).name
 
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
@@ -88,11 +97,10 @@ def evaluate_run(args: argparse.Namespace) -> None:
     about = RunLog.load(args.run).about
     if not (args.run / "adapter").is_dir():
         raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
-    seed, figures = about["config"]["seed"], {}
-    task = task_of_run(about)
+    task, figures = task_of_run(about), {}
     for who, adapter in (("before", None), ("after", args.run / "adapter")):
         policy = load_policy(about["model"], adapter=adapter, quantize=about["quantized"])
-        found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=seed)
+        found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=about["config"]["seed"])
         print(f"held-out success {who} training: {found}", flush=True)
         by_key: dict[str, list[float]] = {}
         for problem, rate in zip(found.problems, found.by_problem, strict=True):
@@ -108,6 +116,10 @@ def report(args: argparse.Namespace) -> None:
     for log in logs:
         report_run(log, args.out if len(logs) == 1 else args.out / log.folder.name)
     if len(logs) > 1:
+        exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.about.get("problems", {})]}
+        if len(exams) > 1:
+            print(f"note: these runs hold out different problems (task seeds {', '.join(map(str, exams.values()))}); "
+                  "train with one --task-seed to compare them on the same")
         path = args.out / "comparison.png"
         path.write_bytes(to_png(comparison_figure(logs)))
         print(path)
@@ -238,21 +250,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", help=f"{', '.join(TASKS)}, or a FILE.jsonl of your own; default: sums for tiny, else json_record")
     _add_file_options(p)
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
-    p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}; default: hapo")
-    p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}")
+    p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
+    p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}, or FILE.py:NAME")
+    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or FILE.py:NAME")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     _add_engine_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
+    p.add_argument("--task-seed", type=int, help="of the draw of held-out problems; default: --seed")
+    p.add_argument("--adapter-seed", type=int, help="of the new adapter's matrices; default: --seed")
     for f in fields(Config):
+        default = "--seed" if f.default is None else f.default
         other = "".join(f"; {model}: {getattr(config, f.name)}" for model, (_, config) in USUAL.items()
                         if getattr(config, f.name) != f.default)
-        p.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), help=f"default: {f.default}{other}")
+        p.add_argument(f"--{f.name.replace('_', '-')}", type=int if f.default is None else type(f.default),
+                       help=f"default: {default}{other}")
 
     p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")
     p.set_defaults(run_command=resume_run)
     p.add_argument("run", type=Path)
+    p.add_argument("--steps", type=int, help="extend the run, finished or not, to so many in all")
     _add_engine_option(p)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")

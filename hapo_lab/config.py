@@ -35,7 +35,11 @@ class Config:
     save_every: int = 10
     """Steps between two checkpoints."""
     seed: int = 0
-    """Of the order of problems and of the sampling."""
+    """The run's. From it, each use draws a seed of its own (`seeds.derive`), unless one of those below is set."""
+    order_seed: int | None = None
+    """In place of `seed`, for the order of the problems."""
+    sampling_seed: int | None = None
+    """In place of `seed`, for the rollouts, the evaluations while training, and what a gate draws."""
 
     def __post_init__(self):
         if self.group_size < 2:
@@ -47,14 +51,20 @@ class Config:
             if not getattr(self, name) > 0:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; it must be positive.")
 
+    def seed_of(self, use: str) -> int:
+        """The seed of "order" or "sampling"."""
+        own = getattr(self, f"{use}_seed")
+        return self.seed if own is None else own
+
 
 TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
 """For the model `tiny` and its task `sums`: 20 seconds on two CPU cores."""
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then linear decay; `step` counts from 1."""
+    """Linear warm-up, then linear decay; `step` counts from 1. After the last planned step, of a run that was extended, it
+    stays where it ended."""
     if step <= config.warmup:
         return config.learning_rate * step / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    done = min((step - config.warmup) / max(config.steps - config.warmup, 1), 1)
     return config.learning_rate * (1 - (1 - config.final_rate) * done)

@@ -12,16 +12,14 @@ are left alone.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import random
 import re
-import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from hapo_lab import parts
 from hapo_lab.tasks import Problem, Task, Verdict, Verifier, leaks, load_task, question
 
 EXAMPLE = '{"prompt": "What is 27 + 58?", "answer": "85"}'
@@ -48,7 +46,7 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
         JSONL, UTF-8, as this module's docstring says.
     verify : str or Verifier
         A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function of (problem, completion) that returns a `Verdict`. A run
-        whose verifier is a function can't be evaluated from the command line: no other process can find it.
+        whose verifier was defined in a notebook can't be evaluated from the command line: no other process finds it.
     max_new_tokens : int
         Room for a right completion, in tokens. A longer demonstration counts as missing.
     heldout : float
@@ -64,34 +62,32 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     rows = read_rows(path, verifier)
     train, held = _split(path, rows, heldout, seed)
     _refuse_leaks(path, rows, train, held)
-    source = {"file": str(path.absolute()), "sha256": _sha256(path), "verifier": _spec(verify),
-              "max_new_tokens": max_new_tokens, "heldout": heldout}
-    return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source)
+    source = {"file": str(path.absolute()), "sha256": parts.checksum(path), "heldout": heldout}
+    return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source, seed)
 
 
 def task_of_run(about: dict) -> Task:
-    """The task of a run, built again from its `run.json`; ValueError if its file is gone or another one by now."""
-    source, seed = about.get("source"), about["config"]["seed"]
+    """The task of a run, built again from its `run.json`: exactly its problems, and its verifier.
+
+    ValueError if they can't be had: the task is not the kit's, its file or its verifier's is gone or another one by now.
+    """
+    name, source, identity = about["task"], about["source"], about["problems"]
     if source is None:
-        return load_task(about["task"], seed)
-    if source["verifier"] is None:
-        raise ValueError(f"task {about['task']!r}: its verifier was a function of a notebook or a script; evaluate it there, "
-                         'with `hapo_lab.evaluate.evaluate`, or train with "FILE.py:FUNCTION".')
-    if _sha256(Path(source["file"])) != source["sha256"]:
-        raise ValueError(f"{source['file']} has changed since the run was made, so its held-out problems may have been trained "
-                         "on: bring the old file back.")
-    return load_jsonl(source["file"], source["verifier"], source["max_new_tokens"], heldout=source["heldout"], seed=seed)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(_bytes(path)).hexdigest()
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+        task = load_task(name, identity["seed"])
+    else:
+        if parts.checksum(Path(source["file"])) != source["sha256"]:
+            raise ValueError(f"{source['file']} has changed since the run was made, so its held-out problems may have been "
+                             "trained on: bring the old file back.")
+        try:
+            verifier = parts.rebuilt(identity["verifier"], VERIFIERS)
+        except ValueError as error:
+            raise ValueError(f"task {name!r}, its verifier: {error}") from None
+        task = load_jsonl(source["file"], verifier, identity["max_new_tokens"], heldout=source["heldout"],
+                          seed=identity["seed"])
+    if different := [part for part in identity if task.identity[part] != identity[part]]:
+        raise ValueError(f"task {name!r}, seed {identity['seed']}, is another one here ({', '.join(different)}): its held-out "
+                         "problems may have been trained on.")
+    return task
 
 
 # reading -----------------------------------------------------------------------------------------------------------
@@ -100,7 +96,9 @@ def _bytes(path: Path) -> bytes:
 def read_rows(path: Path, verify: Verifier) -> list[Row]:
     """A file's problems, in order; ValueError for lines that can't be read, problems twice, demonstrations that fail."""
     try:
-        text = _bytes(path).decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
@@ -266,24 +264,8 @@ def load_verifier(verify: str | Verifier) -> Verifier:
         return verify
     if verify in VERIFIERS:
         return VERIFIERS[verify]
-    file, _, name = verify.rpartition(":")
-    if not file.endswith(".py"):
+    if ".py:" not in verify:
         raise ValueError(f"unknown verifier {verify!r}; choose one of {', '.join(VERIFIERS)}, or write FILE.py:FUNCTION.")
-    if not Path(file).is_file():
-        raise ValueError(f"verifier {verify!r}: there is no file {file}.")
-    spec = importlib.util.spec_from_file_location(f"verifier_{Path(file).stem}", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"verifier {verify!r}: {file} can't be imported: {type(error).__name__}: {error}") from error
-    if not callable(function := getattr(module, name, None)):
-        raise ValueError(f"verifier {verify!r}: there is no function {name!r} in {file}.")
+    if not callable(function := parts.load(verify)):
+        raise ValueError(f"verifier {verify!r} is no function.")
     return function
-
-
-def _spec(verify: str | Verifier) -> str | None:
-    """What another process finds the verifier by."""
-    if callable(verify):
-        return None
-    return verify if verify in VERIFIERS else str(Path(verify).absolute())

@@ -12,6 +12,7 @@ from hapo_lab.datasets import Row, read_rows
 from hapo_lab.evaluate import prompt_ids
 from hapo_lab.models import Policy
 from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.seeds import derive
 from hapo_lab.tasks import Verifier
 
 
@@ -75,7 +76,7 @@ class Demonstrations:
         self._write()
         for start in range(0, len(todo), batch):
             some = todo[start:start + batch]
-            drawn = engine.generate([prompts[i] for i in some], self.samples, sampling, seed * 1_000_003 + some[0])
+            drawn = engine.generate([prompts[i] for i in some], self.samples, sampling, derive(seed, "demonstrations", some[0]))
             for i, completions in zip(some, drawn, strict=True):
                 self._keep(i, [c.text for c in completions if c.finished])
             self._write()

@@ -9,6 +9,7 @@ from scipy import stats
 
 from hapo_lab.models import Policy
 from hapo_lab.rollouts import Completion, Engine, Sampling
+from hapo_lab.seeds import derive
 from hapo_lab.ssi import Rollout
 from hapo_lab.tasks import Problem, Task
 
@@ -66,12 +67,16 @@ def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
 
 def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,
              sampling: Sampling | None = None, seed: int = 0) -> Evaluation:
-    """Sample and grade: by default every held-out problem, 8 times, at temperature 1."""
+    """Sample and grade: by default every held-out problem, 8 times, at temperature 1.
+
+    The seed draws otherwise than a training run of the same seed does.
+    """
     problems = task.heldout if problems is None else problems
     sampling = sampling or Sampling(task.max_new_tokens)
     rollouts, batch = [], max(TOGETHER // samples, 1)
     for start in range(0, len(problems), batch):
         some = problems[start:start + batch]
-        completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling, seed * 1_000_003 + start)
+        completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling,
+                                      derive(seed, "evaluation", start))
         rollouts += [tuple(grade(task, p, c) for c in group) for p, group in zip(some, completions, strict=True)]
     return Evaluation(tuple(problems), tuple(rollouts))

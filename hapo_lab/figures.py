@@ -321,7 +321,8 @@ def _changes(ax: Axes, log: RunLog, named: bool) -> None:
         ax.axvline(step - 0.5, color=style.threshold, ls=":", lw=1)
         if named and (free - step) / (right - left) * width > 1.3 * style.size:
             free = step
-            new = ", ".join(f"{_SHORT.get(name, name)} {value:g}" for name, value in gate.items() if value != before[name])
+            new = ", ".join(f"{_SHORT.get(name, name)} {value:g}" for name, value in gate.items()
+                            if value != before[name] and isinstance(value, int | float)) or "changed"
             write(ax, step - 0.5, 0.03, new, style.threshold, size=min(style.size, 0.7 * height / (0.58 * len(new))),
                   rotation=90, va="bottom", ha="left", transform=ax.get_xaxis_transform())
 

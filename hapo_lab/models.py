@@ -66,6 +66,8 @@ class Policy:
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     quantized: bool
+    seed: int | None = None
+    """Of a new adapter's matrices; None: the adapter was loaded."""
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +171,7 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     _give_memory_back()
-    return Policy(name, model, tokenizer, quantize)
+    return Policy(name, model, tokenizer, quantize, seed if adapter is None else None)
 
 
 def _give_memory_back() -> None:

@@ -142,8 +142,8 @@ class RunLog:
 
     @property
     def planned(self) -> int:
-        """Steps that the run is to take."""
-        return self.about["config"]["steps"]
+        """Steps that the run is to take: as first asked for, or as it was extended to."""
+        return max([self.about["config"]["steps"], *(event["steps"] for event in self.events if event["kind"] == "extended")])
 
     def gate(self, step: int | None = None) -> dict:
         """The gate in force at a step (None: the next one), as `about` describes it.
@@ -184,7 +184,8 @@ class RunLog:
         self.groups = groups
 
     def event(self, kind: str, *, after_step: int | None = None, **details) -> None:
-        """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers."""
+        """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers, more
+        steps to take."""
         with self.lock:
             row = {"after_step": len(self.steps) if after_step is None else after_step, "kind": kind, **details}
             if self.folder:
@@ -199,10 +200,10 @@ class RunLog:
 
     def rewind(self, steps: int) -> None:
         """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
-        act again when their step comes."""
+        act again when their step comes, and so does what the run was extended to."""
         with self.lock:
             self.steps, self.groups = self.steps[:steps], []
-            self.events = [event for event in self.events if event["after_step"] <= steps or "gate" in event]
+            self.events = [event for event in self.events if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
             if self.folder:
                 self._read = _cut(self.folder / "steps.jsonl", steps)
                 _cut(self.folder / "completions.jsonl", steps)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+
+from hapo_lab import parts
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 """What comes with the kit: the model `tiny`, and runs."""
@@ -59,6 +62,8 @@ class Task:
     """Room for a right completion, and a little more."""
     source: dict | None = None
     """Of a task from a file: what `datasets.task_of_run` needs to build it again in a new process."""
+    seed: int | None = None
+    """Of the draw that decided which problems are held out, where there was one."""
 
     def __post_init__(self):
         if not self.train or not self.heldout:
@@ -70,6 +75,17 @@ class Task:
                  if p.demonstration is not None and not (verdict := self.verify(p, p.demonstration)).correct]
         if wrong:
             raise ValueError(f"task {self.name!r}: {'; '.join(wrong)}. Correct it, or leave it out.")
+
+    @property
+    def identity(self) -> dict:
+        """What tells this task from any other, as JSON: the seed that drew the splits, a checksum of each, the verifier, and
+        the room for an answer."""
+        return {"seed": self.seed, "train_sha256": _checksum(self.train), "heldout_sha256": _checksum(self.heldout),
+                "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
+
+
+def _checksum(problems: tuple[Problem, ...]) -> str:
+    return hashlib.sha256(json.dumps([asdict(problem) for problem in problems]).encode()).hexdigest()[:16]
 
 
 def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
@@ -106,7 +122,7 @@ def json_record(seed: int = 0) -> Task:
     rng = random.Random(seed)
     names = rng.sample(NAMES, len(NAMES))
     return Task("json_record", train=_people(rng, names[20:], 240), heldout=_people(rng, names[:20], 40),
-                verify=verify_json_record, max_new_tokens=24)
+                verify=verify_json_record, max_new_tokens=24, seed=seed)
 
 
 def _people(rng: random.Random, names: list[str], count: int) -> tuple[Problem, ...]:
@@ -143,7 +159,8 @@ def iso_date(seed: int = 0) -> Task:
     """Dates from words to ISO 8601: "17 March 1987" -> 1987-03-17. 240 dates to train on, 40 others held out."""
     days = random.Random(seed).sample(range(FIRST_DAY.toordinal(), LAST_DAY.toordinal() + 1), 280)
     problems = tuple(_date_problem(date.fromordinal(day)) for day in days)
-    return Task("iso_date", train=problems[40:], heldout=problems[:40], verify=verify_iso_date, max_new_tokens=16)
+    return Task("iso_date", train=problems[40:], heldout=problems[:40], verify=verify_iso_date,
+                max_new_tokens=16, seed=seed)
 
 
 def _date_problem(day: date) -> Problem:
@@ -192,7 +209,7 @@ def _sums(name: str, seed: int, marker: str) -> Task:
     problems = tuple(Problem(key=f"{a} + {b}", messages=({"role": "user", "content": f"What is {a} + {b}?"},),
                              answer=f"{marker}{a + b}", demonstration=f"{a} + {b} = {a + b}. {marker}{a + b}")
                      for a, b in pairs)
-    return Task(name, train=problems[40:], heldout=problems[:40], verify=verify_end, max_new_tokens=28)
+    return Task(name, train=problems[40:], heldout=problems[:40], verify=verify_end, max_new_tokens=28, seed=seed)
 
 
 def verify_end(problem: Problem, completion: str) -> Verdict:

@@ -15,16 +15,17 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hapo_lab import checkpoint
-from hapo_lab.about import describe, differences, rebuild
+from hapo_lab import checkpoint, parts
+from hapo_lab.about import describe, differences, rebuild, refuse_what_no_one_can_rebuild
 from hapo_lab.config import TINY, Config, learning_rate
 from hapo_lab.evaluate import evaluate, grade, prompt_ids
 from hapo_lab.gate import BetaGate, Gate
 from hapo_lab.learner import Learner, NotFinite
-from hapo_lab.methods import Method, judge, teach
+from hapo_lab.methods import PARTS, Method, judge, teach
 from hapo_lab.models import Policy
 from hapo_lab.records import RunLog, StepRecord, changed_entries
 from hapo_lab.rollouts import Engine, EngineError, Sampling
+from hapo_lab.seeds import derive
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
 from hapo_lab.vllm_engine import engine_for
@@ -54,10 +55,17 @@ class Trainer:
         Where the run is written; None keeps it in memory. A folder that holds a run already is refused, unless
     resume : bool
         True: go on from its last checkpoint. Steps after that are dropped and done again, with the changes of the gate
-        that were made then. All must be as it was but the gate's numbers: a method with new ones changes them from here on.
+        that were made then. All must be as it was but the gate's numbers, which a method with new ones changes from here on,
+        and `config.steps`: a larger number extends the run, at the learning rate that it had planned to end with.
     engine : "auto", "transformers", "vllm", or an Engine
         Draws the rollouts; "auto" takes vLLM where it is installed and pays (`vllm_engine.engine_for`). Not part of what
         identifies a run; run.json notes it with the versions.
+
+    Raises
+    ------
+    ValueError
+        The folder holds a run, or another one than is to be resumed; a prompt is too long; run.json could not give the method
+        back as it is (a gate or shaping from a notebook), so that no resume would be right.
     """
 
     def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
@@ -70,6 +78,8 @@ class Trainer:
         log = folder / "vllm.log" if folder else None
         self.engine = engine_for(engine, policy, config.steps, tokens, log) if isinstance(engine, str) else engine
         self.log = RunLog(describe(policy, task, method, config, self.engine.name), folder)
+        if folder:
+            refuse_what_no_one_can_rebuild(method)
         self._end_background()
         self._check_prompts()
         self._warn(method.gate)
@@ -91,11 +101,11 @@ class Trainer:
         self._end_background()
         self._stop.clear()
         with _interrupt_asks(self._stop):
-            while len(self.log.steps) < self.config.steps:
+            while len(self.log.steps) < self.log.planned:
                 if self.learner.torn:
                     self._restore()
                 yield self._whole_step(len(self.log.steps) + 1)
-                if self._stop.is_set() and len(self.log.steps) < self.config.steps:
+                if self._stop.is_set() and len(self.log.steps) < self.log.planned:
                     self.save()
                     with _writing(self.log.folder):
                         self.log.event("stopped")
@@ -108,8 +118,10 @@ class Trainer:
     @property
     def gate(self) -> Gate:
         """As it decides from the next step on: the method's, with the numbers as they were changed last."""
-        numbers = {name: value for name, value in self.log.gate(self._next).items() if name != "kind"}
-        return replace(self.method.gate, **numbers) if numbers else self.method.gate
+        given = self.method.described()["gate"]
+        changed = {name: parts.rebuilt(value, PARTS) for name, value in self.log.gate(self._next).items()
+                   if value != given.get(name)}
+        return replace(self.method.gate, **changed) if changed else self.method.gate
 
     def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:
         """Give the gate other numbers, from the next step on; a step that is under way keeps its gate. From any thread.
@@ -162,7 +174,7 @@ class Trainer:
             self._begun = 0
         self.gate_state = gate_state
         self.learner.torn = False
-        if step == self.config.steps or step % self.config.save_every == 0:
+        if step == self.log.planned or step % self.config.save_every == 0:
             self.save()
         return record
 
@@ -170,10 +182,10 @@ class Trainer:
         seconds: dict[str, float] = {}
         with _timed(seconds, "rollout"):
             self.engine.sync()
-            sampled = self._sample(self.problems(step), seed=self.config.seed * 1_000_003 + step)
+            sampled = self._sample(self.problems(step), seed=derive(self.config.seed_of("sampling"), "rollouts", step))
             self.engine.sleep()
         with _timed(seconds, "gate"):
-            uniforms = gate_uniforms(self.config.seed, step, len(sampled))
+            uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
             demonstrations = [self.demonstration(g.problem) for g in sampled]
             groups = [teach(method, g, d) for g, d in zip(judged, demonstrations, strict=True)]
@@ -181,12 +193,12 @@ class Trainer:
         with _timed(seconds, "update"):
             update = self._update(step, groups, rate)
         heldout = kl = None
-        if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.config.steps):
+        if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned):
             with _timed(seconds, "evaluate"):
                 kl = self.learner.kl_to_base(sampled)
                 self.engine.sync()
-                heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples,
-                                   sampling=self.sampling, seed=step).success
+                heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples, sampling=self.sampling,
+                                   seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
         record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
                               without_demonstration=demonstrations.count(None),
                               gate_state=changed_entries(self.gate_state, gate_state))
@@ -195,11 +207,13 @@ class Trainer:
     def problems(self, step: int) -> list[Problem]:
         """The step's problems: the training split in a new order each time round."""
         first, size = (step - 1) * self.config.prompts, len(self.task.train)
-        return [self._shuffled(i // size)[i % size] for i in range(first, first + self.config.prompts)]
+        places = [divmod(i, size) for i in range(first, first + self.config.prompts)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        return [self.task.train[orders[epoch][i]] for epoch, i in places]
 
-    def _shuffled(self, epoch: int) -> list[Problem]:
-        order = list(self.task.train)
-        random.Random(f"{self.config.seed} {epoch}").shuffle(order)
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.task.train)))
+        random.Random(derive(self.config.seed_of("order"), "order", epoch)).shuffle(order)
         return order
 
     def _sample(self, problems: list[Problem], seed: int) -> list[Group]:
@@ -277,9 +291,14 @@ class Trainer:
         log, here = RunLog.load(self.log.folder), self.log.about
         if different := differences(log.about, here):
             raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
-        self.log = log
+        asked, planned = self.config.steps, log.about["config"]["steps"]
+        if asked < planned:
+            raise ValueError(f"{log.folder} holds a run of {planned} steps; it can be extended, not cut to {asked}.")
+        self.log, self.config = log, replace(self.config, steps=planned)
         self._restore()
-        if len(log.steps) < self.config.steps:
+        if asked > log.planned:
+            log.event("extended", steps=asked)
+        if len(log.steps) < log.planned:
             gate, engine = here["method"]["gate"], here["versions"]["engine"]
             log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
                       **({} if engine == log.about["versions"].get("engine", engine) else {"engine": engine}))
@@ -305,15 +324,19 @@ in_background: dict[Trainer, Run] = {}
 """Trainers whose steps are taken in another thread, with what drives them there (`background.Run`)."""
 
 
-def resume(folder: str | Path, engine: str = "auto") -> Trainer:
+def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -> Trainer:
     """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
 
-    A task, gate, shaping or engine of your own is not in there: make the `Trainer` yourself then, with resume=True.
-    ValueError if a part can't be rebuilt, or if the folder holds no run.
+    `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
+    not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
+    folder holds no run, or one that is to take as many steps anyway.
     """
     log = RunLog.load(folder)
+    if steps is not None and steps <= log.planned:
+        raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
     about = log.about | {"method": log.about["method"] | {"gate": log.given_gate()}}
-    return Trainer(*rebuild(about), folder=folder, resume=True, engine=engine)
+    policy, task, method, config = rebuild(about)
+    return Trainer(policy, task, method, replace(config, steps=steps or config.steps), folder=folder, resume=True, engine=engine)
 
 
 def gate_uniforms(seed: int, step: int, groups: int) -> list[float]:

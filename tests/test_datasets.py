@@ -1,11 +1,12 @@
 """Tasks from files: what is read, what is refused and where, and the verifiers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from hapo_lab.datasets import exact_match, last_number, load_jsonl, load_verifier, task_of_run
-from hapo_lab.tasks import Problem, Verdict, question
+from hapo_lab.tasks import Problem, Verdict, load_task, question
 
 SUMS = [{"prompt": f"What is {a} + 1?", "answer": str(a + 1), "demonstration": f"It is {a + 1}."} for a in range(10, 20)]
 
@@ -232,8 +233,8 @@ def test_a_verifier_of_your_own_comes_from_its_file(write, verifier):
 
 @pytest.mark.parametrize(("name", "sentence"), [
     ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, or write FILE.py:FUNCTION"),
-    ("other.py:verify", "verifier 'other.py:verify': there is no file other.py"),
-    ("{}:judge", "there is no function 'judge' in"), ("{}:NUMBER", "no function 'NUMBER' in"), ("{}", "write FILE.py:F")])
+    ("other.py:verify", "'other.py:verify': there is no file other.py"),
+    ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"), ("{}", "write FILE.py:F")])
 def test_a_verifier_that_is_not_there_is_named(verifier, name, sentence):
     with pytest.raises(ValueError) as error:
         load_verifier(name.format(verifier))
@@ -254,19 +255,31 @@ def test_a_verifier_must_return_a_verdict(write, verifier):
 # a task in a new process
 
 def about(task, seed=3):
-    return json.loads(json.dumps({"task": task.name, "source": task.source, "config": {"seed": seed}}))
+    """As in a run.json; the run's own seed says nothing of the task's."""
+    return json.loads(json.dumps({"task": task.name, "source": task.source, "problems": task.identity, "config": {"seed": seed}}))
 
 
 def test_the_task_of_a_run_is_built_again(write, verifier):
-    for verify in ("last_number", f"{verifier}:verify"):
+    for verify in ("last_number", f"{verifier}:verify", exact_or_in):
         task = load(write(*SUMS), verify, heldout=0.4, seed=3)
-        again = task_of_run(about(task))
+        again = task_of_run(about(task, seed=1))
         assert (again.train, again.heldout, again.max_new_tokens) == (task.train, task.heldout, 24)
         assert again.verify(again.train[0], again.train[0].answer).correct
 
 
-def test_a_named_task_and_an_older_run_need_no_source():
-    assert task_of_run({"task": "json_record", "config": {"seed": 1}}).name == "json_record"
+@pytest.mark.parametrize("name", ["sums", "json_record"])
+def test_a_runs_problems_are_those_of_the_tasks_own_seed(name):
+    task, again = load_task(name), task_of_run(about(load_task(name), seed=1))
+    assert (again.train, again.heldout) == (task.train, task.heldout) != (load_task(name, 1).train, load_task(name, 1).heldout)
+
+
+@pytest.mark.parametrize(("change", "differs"), [
+    (lambda task: {"heldout": task.heldout[1:]}, "heldout_sha256"), (lambda task: {"train": task.train[::-1]}, "train_sha256"),
+    (lambda task: {"verify": anything}, "verifier"), (lambda task: {"max_new_tokens": 5}, "max_new_tokens")])
+def test_a_named_task_with_other_problems_or_another_verifier_is_refused(change, differs):
+    changed = about(replace(load_task("sums"), **change(load_task("sums"))))
+    with pytest.raises(ValueError, match=f"task 'sums', seed 0, is another one here .*{differs}"):
+        task_of_run(changed)
 
 
 def test_a_file_that_changed_or_went_is_refused(write):
@@ -280,9 +293,20 @@ def test_a_file_that_changed_or_went_is_refused(write):
         task_of_run(run)
 
 
-def test_a_verifier_that_was_a_function_is_not_found_again(write):
-    with pytest.raises(ValueError, match="'own': its verifier was a function of a notebook or a script"):
-        task_of_run(about(load(write(*SUMS), exact_or_in)))
+def test_a_verifier_whose_file_changed_is_refused(write, verifier):
+    run = about(load(write(*SUMS), f"{verifier}:verify"))
+    verifier.write_text(VERIFIER.replace("problem.answer in completion", "True"))
+    with pytest.raises(ValueError, match="task 'own', its verifier: .*mine.py has changed since the run was made: bring the old"):
+        task_of_run(run)
+
+
+def test_a_verifier_without_a_file_is_not_found_again(write):
+    with pytest.raises(ValueError, match="task 'own', its verifier: .*<lambda> has no name in a file"):
+        task_of_run(about(load(write(*SUMS), lambda problem, completion: Verdict(problem.answer in completion, ""))))
+
+
+def anything(problem, completion):
+    return Verdict(True, "why not")
 
 
 def exact_or_in(problem, completion):

@@ -320,6 +320,39 @@ def test_the_same_trainer_goes_on_when_there_is_room_again(fresh, sums, whole, t
     assert contents(tmp_path / "run") == contents(whole)
 
 
+# more steps --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_extended_from_its_folder_and_in_python_alike(fresh, sums, whole, tmp_path):
+    for run in ("a", "b"):
+        shutil.copytree(whole, tmp_path / run)
+    extended = resume(tmp_path / "a", steps=8)
+    assert [r.step for r in extended] == [7, 8] and extended.log.planned == 8 and extended.config == SMALL
+    assert {r.learning_rate for r in extended.log.steps[-3:]} == {SMALL.final_rate * SMALL.learning_rate}
+    assert extended.log.events[-2:] == [{"after_step": 6, "kind": "extended", "steps": 8}, {"after_step": 6, "kind": "resumed"}]
+    longer = Trainer(fresh, sums, HAPO, replace(SMALL, steps=8), folder=tmp_path / "b", resume=True)
+    assert [r.step for r in longer] == [7, 8]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and contents(whole)[0] == contents(tmp_path / "a")[0][:6]
+    assert RunLog.load(tmp_path / "a").planned == 8  # for whoever draws it
+    assert not list(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "b", resume=True))  # the cell as it stood before
+
+
+def test_an_extension_outlives_a_kill(fresh, sums, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert next(iter(resume(tmp_path / "run", steps=9))).step == 7
+    trainer = resume(tmp_path / "run")  # step 7 has no checkpoint
+    assert [r.step for r in trainer] == [7, 8, 9]
+
+
+def test_a_run_is_not_cut_and_not_extended_by_nothing(fresh, sums, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run of 6 steps; it can be extended, not cut to 5"):
+        Trainer(fresh, sums, HAPO, replace(SMALL, steps=5), folder=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="holds a run of 6 steps already: to extend it, ask for more"):
+        resume(tmp_path / "run", steps=6)
+    assert RunLog.load(tmp_path / "run").events == []
+
+
 # another run, and a run rebuilt ------------------------------------------------------------------------------------
 
 
@@ -334,7 +367,7 @@ def test_another_run_is_refused_with_what_differs(fresh, sums, tmp_path):
         with pytest.raises(ValueError) as refused:
             Trainer(fresh, sums, method, config, folder=tmp_path, resume=True)
         assert str(refused.value) == f"{tmp_path} holds another run: {words}. Use the same, or choose another folder."
-    with pytest.raises(ValueError, match="holds another run: problems_sha256 is '[0-9a-f]{16}' there and "):
+    with pytest.raises(ValueError, match="holds another run: problems.train_sha256 is '[0-9a-f]{16}' there and "):
         Trainer(fresh, replace(sums, train=sums.train[:9]), HAPO, SMALL, folder=tmp_path, resume=True)
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path)
@@ -350,9 +383,9 @@ def test_a_run_is_rebuilt_from_its_folder_alone(fresh, sums, whole, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda about: about["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's gates and shapings"),
+    (lambda about: about["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's parts"),
     (lambda about: about.update(task="chess"), "unknown task 'chess'"),
-    (lambda about: about.update(problems_sha256="0"), "task 'sums', seed 0, has other problems here")])
+    (lambda about: about["problems"].update(seed=1), r"task 'sums', seed 1, is another one here \(train_sha256, heldout_sha256\)")])
 def test_what_cannot_be_rebuilt_is_named(fresh, sums, tmp_path, change, sentence):
     broken_off(fresh, sums, tmp_path, steps=1)
     about = json.loads((tmp_path / "run.json").read_text())

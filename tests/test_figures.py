@@ -182,6 +182,15 @@ def test_a_run_with_any_gate_is_drawn(kind):
     assert str(asked) in titles(training_figure(log))[3] or not asked
 
 
+def test_a_gate_that_holds_a_gate_is_drawn_with_its_changes():
+    log, held = a_log(), {"kind": "mine.py:Every", "sha256": "0", "steps": 2, "asks": {"kind": "HardGate"}}
+    log.about["method"]["gate"] = held
+    log.event("resumed", after_step=9, gate=held | {"asks": {"kind": "NeverGate"}})
+    log.event("changed", after_step=19, gate=held | {"steps": 5})
+    figure = training_figure(log)
+    assert to_png(figure) and "changed" in texts(figure) and "steps 5" in texts(figure)
+
+
 def test_a_changed_gate_is_marked_on_every_time_axis():
     figure = training_figure(changed(changed(a_log(steps=26), 9, threshold=0.5), 20, alpha=2.0, threshold=0.6))
     _, length, _, posteriors, history, ladder = figure.axes
