@@ -24,7 +24,7 @@ from hapo_lab.gate import BetaGate
 from hapo_lab.methods import GATES, METHODS, get_gate, get_method
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
-from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
 from hapo_lab.tasks import TASKS, Task, load_task
 from hapo_lab.trainer import TINY, Config, Trainer, TrainingError, resume
 from hapo_lab.vllm_engine import ENGINES
@@ -297,5 +297,5 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         args.run_command(args)
-    except (ValueError, TrainingError) as error:
+    except (ValueError, TrainingError, EngineError) as error:
         sys.exit(f"hapo_lab: {error}")
