@@ -47,12 +47,11 @@ def ours(engine_name: str, job: str) -> None:
     from hapo_lab.vllm_engine import _processes, engine_for
     policy, task, method = load_policy("smollm2-135m"), load_task("json_record"), HAPO
     config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
-    engine = engine_for(engine_name, policy, steps=0, tokens=0)
     if job == "mixed":
-        policy.tokenizer.eos_token = "<jupyter_start>"  # a token that the model does not write: no completion ends early
-        task, method, engine = mixed(task, PROMPTS, TOKENS), GRPO, WholeCompletions(engine)
+        policy, task, method = replace(policy, ends=()), mixed(task, PROMPTS, TOKENS), GRPO  # no completion ends early
         config = replace(config, token_budget=256)
-    trainer = Trainer(policy, task, method, config, engine=engine)
+    engine = engine_for(engine_name, policy, steps=0, tokens=0)
+    trainer = Trainer(policy, task, method, config, engine=WholeCompletions(engine) if job == "mixed" else engine)
     steps, served = iter(trainer), _processes.get(policy.model)
     pids = [os.getpid()] + ([served.process.pid] if served else [])
     for pid in pids:

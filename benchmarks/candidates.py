@@ -13,7 +13,8 @@ import sys
 
 import torch
 
-from hapo_lab.evaluate import evaluate, prompt_ids
+from hapo_lab.chat import prompt_ids
+from hapo_lab.evaluate import evaluate
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.models import load_policy
 from hapo_lab.rollouts import TransformersEngine

@@ -90,8 +90,7 @@ def step(shape: Shape, device: torch.device, card: dict[str, float]) -> dict[str
         for file in (DATA / "tiny").glob("*token*"):
             shutil.copy(file, folder)
         shutil.copy(DATA / "tiny" / "chat_template.jinja", folder)
-        policy = load_policy(folder)
-    policy.tokenizer.eos_token_id = None
+        policy = replace(load_policy(folder), ends=())  # no completion ends early
     task = mixed(load_task("sums"), prompts=4, new_tokens=shape.new_tokens)
     config = Config(steps=2, prompts=4, warmup=0, eval_every=0, token_budget=8 * shape.new_tokens)
     steps = iter(Trainer(policy, task, GRPO, config, engine=WholeCompletions(TransformersEngine(policy))))

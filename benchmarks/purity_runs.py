@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from hapo_lab import disk
-from hapo_lab.evaluate import evaluate, grade, prompt_ids
+from hapo_lab.chat import prompt_ids
+from hapo_lab.evaluate import evaluate, grade
 from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
 from hapo_lab.methods import GATES as KINDS
 from hapo_lab.methods import HAPO

@@ -23,7 +23,7 @@ import torch
 from common import machine, medians, write
 
 from hapo_lab import vllm_engine
-from hapo_lab.evaluate import prompt_ids
+from hapo_lab.chat import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.models import Policy, load_policy
 from hapo_lab.rollouts import Completion, Engine, Sampling, TransformersEngine

@@ -21,8 +21,9 @@ def describe(policy: Policy, task: Task, method: Method, config: Config, engine:
     """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
     lora = policy.model.peft_config["default"]
     return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
-            "quantized": policy.quantized, "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed},
-            "task": task.name, "source": task.source, "problems": task.identity, "heldout": sorted(p.key for p in task.heldout),
+            "quantized": policy.quantized, "template": policy.template, "plain_template": policy.plain_template,
+            "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed}, "task": task.name,
+            "source": task.source, "problems": task.identity, "heldout": sorted(p.key for p in task.heldout),
             "method": method.described(), "config": asdict(config),
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
                          "threads": torch.get_num_threads(), "engine": engine, "device": policy.device.type,
@@ -33,8 +34,9 @@ def differences(there: dict, here: dict) -> list[str]:
     """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run, and
     the number of steps may grow."""
     a, b = _flat(there), _flat(here)
-    return [f"{key} is {_shown(a[key], b[key])} there and {_shown(b[key], a[key])} here" for key in a
-            if key in b and a[key] != b[key] and not key.startswith("versions.") and key != "config.steps"
+    return [f"{key} is {_shown(a.get(key), b.get(key))} there and {_shown(b.get(key), a.get(key))} here"
+            for key in dict.fromkeys([*a, *b])
+            if a.get(key) != b.get(key) and not key.startswith("versions.") and key != "config.steps"
             and (not key.startswith("method.gate.") or key.endswith((".kind", ".sha256")))]
 
 
@@ -51,8 +53,13 @@ def rebuild(about: dict) -> tuple[Policy, Task, Method, Config]:
     except (ValueError, TypeError) as error:
         raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
                          "Trainer(policy, task, method, config, folder=..., resume=True).") from None
-    policy = load_policy(about["model"], quantize=about["quantized"], **about["lora"])
-    return policy, task, method, config
+    return policy_of(about), task, method, config
+
+
+def policy_of(about: dict, adapter: Path | None = None) -> Policy:
+    """A run's model with a new adapter, or with a saved one."""
+    how = {"adapter": adapter} if adapter else about["lora"]
+    return load_policy(about["model"], quantize=about["quantized"], template=about["template"], **how)
 
 
 def refuse_what_no_one_can_rebuild(method: Method) -> None:
@@ -73,4 +80,4 @@ def _flat(nested: dict, prefix: str = "") -> dict:
 
 
 def _shown(value, other) -> str:
-    return reprlib.repr([x for x in value if x not in other] if isinstance(value, list) else value)
+    return reprlib.repr([x for x in value if x not in (other or [])] if isinstance(value, list) else value)

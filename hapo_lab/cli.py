@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from hapo_lab.about import policy_of
 from hapo_lab.datasets import VERIFIERS, load_jsonl, load_verifier, task_of_run
 from hapo_lab.demonstrate import Demonstrations
 from hapo_lab.doctor import main as examine
@@ -25,7 +26,7 @@ from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import GATES, METHODS, get_gate, get_method, get_shaping
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
-from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
 from hapo_lab.tasks import TASKS, Task, load_task
 from hapo_lab.trainer import TINY, Config, Trainer, TrainingError, resume
 from hapo_lab.vllm_engine import ENGINES
@@ -52,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
     task = _task(args, args.task or usual_task, config.seed if args.task_seed is None else args.task_seed)
-    policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank,
+    policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, template=dict(args.template_arg),
                          seed=config.seed if args.adapter_seed is None else args.adapter_seed)
     trainer = Trainer(policy, task, method, config, folder=args.folder, engine=args.engine)
     shown = sum(trainer.demonstration(p) is not None for p in task.train)
@@ -99,7 +100,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
     task, figures = task_of_run(about), {}
     for who, adapter in (("before", None), ("after", args.run / "adapter")):
-        policy = load_policy(about["model"], adapter=adapter, quantize=about["quantized"])
+        policy = policy_of(about, adapter)
         found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=about["config"]["seed"])
         print(f"held-out success {who} training: {found}", flush=True)
         by_key: dict[str, list[float]] = {}
@@ -255,6 +256,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or FILE.py:NAME")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
+    _add_template_option(p)
     _add_engine_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
@@ -306,6 +308,21 @@ def _add_engine_option(p: argparse.ArgumentParser) -> None:
                    help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
 
 
+def _add_template_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--template-arg", type=_argument, action="append", default=[], metavar="NAME=VALUE",
+                   help="an argument of the model's chat template, such as enable_thinking=false; as often as needed")
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """NAME=VALUE: the value as JSON, or else as a word."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE, such as enable_thinking=false")
+    with suppress(json.JSONDecodeError):
+        value = json.loads(value)
+    return name, value
+
+
 def _add_file_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--verifier", help=f"of a task file: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
     p.add_argument("--max-new-tokens", type=int, default=64, help="of a task file: room for a right completion; default: 64")
@@ -315,5 +332,5 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         args.run_command(args)
-    except (ValueError, TrainingError) as error:
+    except (ValueError, TrainingError, EngineError) as error:
         sys.exit(f"hapo_lab: {error}")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hapo_lab.chat import prompt_ids
 from hapo_lab.datasets import Row, read_rows
-from hapo_lab.evaluate import prompt_ids
 from hapo_lab.models import Policy
 from hapo_lab.rollouts import Sampling, TransformersEngine
 from hapo_lab.seeds import derive

@@ -262,7 +262,7 @@ def gradient_agreement(policy, problem) -> tuple[float, float]:
     from peft.tuners.lora import LoraLayer
     from torch.nn.functional import cosine_similarity
 
-    from hapo_lab.evaluate import prompt_ids
+    from hapo_lab.chat import prompt_ids
     from hapo_lab.rollouts import dequantised_weight
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
     with torch.no_grad():
@@ -288,7 +288,7 @@ def gradient_agreement(policy, problem) -> tuple[float, float]:
 
 
 def _adapter_gradients(policy, problem) -> list:
-    from hapo_lab.evaluate import prompt_ids
+    from hapo_lab.chat import prompt_ids
     from hapo_lab.logprobs import completion_logprobs
     policy.model.zero_grad()
     completion = policy.tokenizer.encode(problem.demonstration, add_special_tokens=False)
@@ -319,7 +319,7 @@ def engine_gap(engine, problem) -> float:
     """The largest |log p of the trainer - log p of the engine| over eight completions' tokens, the adapter moved."""
     import torch
 
-    from hapo_lab.evaluate import prompt_ids
+    from hapo_lab.chat import prompt_ids
     from hapo_lab.logprobs import completion_logprobs
     from hapo_lab.rollouts import Sampling
     policy = engine.policy

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from hapo_lab.chat import prompt_ids
 from hapo_lab.models import Policy
 from hapo_lab.rollouts import Completion, Engine, Sampling
 from hapo_lab.seeds import derive
@@ -50,11 +51,6 @@ class Evaluation:
         low, high = self.interval()
         return (f"{self.success:.1%} [{low:.1%}, {high:.1%}] over {len(self.problems)} problems x {len(self.rollouts[0])}, "
                 f"{self.dead:.0%} of the groups failed whole")
-
-
-def prompt_ids(policy: Policy, problem: Problem) -> list[int]:
-    """The problem through the tokenizer's chat template, ready for the policy's turn."""
-    return policy.tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, return_dict=False)
 
 
 def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:

@@ -7,8 +7,8 @@ import math
 import torch
 
 from hapo_lab.batch import Batch
+from hapo_lab.chat import prompt_ids
 from hapo_lab.config import Config
-from hapo_lab.evaluate import prompt_ids
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.loss import hapo_loss
 from hapo_lab.methods import Method

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
 
-from hapo_lab import disk
+from hapo_lab import chat, disk
 from hapo_lab.config import Config
 from hapo_lab.tasks import DATA
 
@@ -66,6 +66,12 @@ class Policy:
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     quantized: bool
+    ends: tuple[int, ...]
+    """The tokens that end its turn; the first one closes a demonstration."""
+    template: dict = field(default_factory=dict)
+    """Arguments of its chat template."""
+    plain_template: bool = False
+    """Its tokenizer came without a chat template, and got `chat.PLAIN`."""
     seed: int | None = None
     """Of a new adapter's matrices; None: the adapter was loaded."""
 
@@ -121,7 +127,8 @@ def memory_available(device: torch.device | None = None) -> int:
 
 
 def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None, quantize: bool = True, rank: int = 16,
-                lora_alpha: int = 32, seed: int = 0, device: str | torch.device | None = None) -> Policy:
+                lora_alpha: int = 32, seed: int = 0, device: str | torch.device | None = None,
+                template: dict | None = None) -> Policy:
     """A base model in 4 bits (NF4, double quantization) with a LoRA adapter on all its linear layers.
 
     Parameters
@@ -135,11 +142,13 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
         becomes False.
     rank, lora_alpha, seed
         Of a new adapter; the seed decides its A matrices.
+    template : dict, optional
+        Arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises
     ------
     ValueError
-        An unknown preset; too little memory.
+        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn.
     """
     device = torch.device(device) if device else default_device()
     dtype = compute_dtype(device)
@@ -152,10 +161,15 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     source = model_source(name)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype) if quantize else None
+    template = template or {}
     with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        plain = chat.prepare(tokenizer, name, template)
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": device}, use_safetensors=True,
                                                     quantization_config=config)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    ends = chat.end_ids(tokenizer, base.generation_config.eos_token_id, template)
+    if not ends:
+        raise ValueError(f"model {name!r} has no token that ends a turn: name one, as eos_token in its tokenizer_config.json.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     base.requires_grad_(False)
@@ -171,7 +185,7 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     _give_memory_back()
-    return Policy(name, model, tokenizer, quantize, seed if adapter is None else None)
+    return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None)
 
 
 def _give_memory_back() -> None:

@@ -1,7 +1,8 @@
-"""Sampling completions: the engine protocol, and the engine that uses transformers' `generate`."""
+"""Sampling completions: the engine protocol, and the engine that runs the model as transformers has it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,28 +10,24 @@ from typing import Protocol
 
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
-from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
+from hapo_lab.chat import text_of
 from hapo_lab.models import Policy
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. The default is plain: the policy's own distribution."""
+    """How completions are drawn: from the policy's softmax at a temperature, and from nothing else."""
 
     max_new_tokens: int = 32
     """A completion that reaches this length without an end-of-turn token is cut, and scores 0."""
     temperature: float = 1.0
-    top_k: int = 0
-    """0: all tokens."""
-    top_p: float = 1.0
-    """1: all tokens."""
 
     def __post_init__(self):
-        if self.max_new_tokens < 1 or not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: max_new_tokens must be at least 1, temperature positive, top_k at least 0, "
-                             "top_p in (0, 1].")
+        if self.max_new_tokens < 1 or not self.temperature > 0:
+            raise ValueError(f"{self}: max_new_tokens must be at least 1, temperature positive.")
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,22 @@ class Completion:
     text: str
     """Decoded, without special tokens."""
     logps: tuple[float, ...]
-    """The engine's log-probability of each token, under the distribution it sampled from."""
+    """The engine's log-probability of each token, under the distribution it sampled from; empty if the engine tells none."""
     finished: bool
     """False: cut at the length limit."""
 
 
 class EngineError(RuntimeError):
     """An engine can't answer, in words. The policy is as it was."""
+
+
+def completion(policy: Policy, ids: Sequence[int], logps: Sequence[float]) -> Completion:
+    """What an engine sampled. EngineError if it was sampled from nothing, that is from NaN."""
+    if math.isnan(sum(logps)):
+        raise EngineError(f"{policy.name} gives NaN for log-probabilities, computing in {policy.model.dtype}: its weights are "
+                          "broken or its activations overflow, so go back to a sound adapter, or to a device that computes "
+                          "in bfloat16 or float32")
+    return Completion(tuple(ids), text_of(policy, ids), tuple(logps), ids[-1] in policy.ends)
 
 
 class Engine(Protocol):
@@ -68,7 +74,10 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """`generate` of transformers, each prompt read once for its n completions.
+    """The policy's model, token by token, each prompt read once for its n completions.
+
+    A loop of its own in place of transformers' `generate`, which takes whatever it isn't told from the model's
+    generation_config: penalties, forced and suppressed tokens, limits of time, and what else will be invented.
 
     Parameters
     ----------
@@ -114,60 +123,53 @@ class TransformersEngine:
                              f"{self.policy.name} ({self.policy.context} tokens): shorten the prompt or the completion.")
         if any(parameter.is_meta for parameter in self.model.parameters()):
             raise EngineError("the engine is asleep: sync comes first")
-        tokenizer, device = self.policy.tokenizer, self.model.device
-        padded = tokenizer.pad({"input_ids": [list(p) for p in prompts]}, padding_side="left", return_tensors="pt").to(device)
+        device, ends = self.model.device, torch.tensor(self.policy.ends, device=self.model.device)
+        ids = _padded([torch.tensor(prompt) for prompt in prompts]).to(device)
+        mask = _padded([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]).to(device)
         cache = DynamicCache(config=self.model.config)
-        if longest > 1:  # all but the last token, once a prompt; generate reads the last one itself
-            positions = (padded.attention_mask.cumsum(-1) - 1).clamp(min=0)
-            self.model(input_ids=padded.input_ids[:, :-1], attention_mask=padded.attention_mask[:, :-1],
-                       position_ids=positions[:, :-1], past_key_values=cache, logits_to_keep=1)
+        if longest > 1:  # all but the last token, once a prompt
+            self._read(ids[:, :-1], mask[:, :-1], cache)
             cache.batch_repeat_interleave(n)
-        sampler = _Sampler(seed, device)
-        warpers = LogitsProcessorList([*_warpers(sampling), sampler])
-        out = self.model.generate(
-            input_ids=padded.input_ids.repeat_interleave(n, 0), attention_mask=padded.attention_mask.repeat_interleave(n, 0),
-            past_key_values=cache, max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1,
-            temperature=None, top_k=None, top_p=None, logits_processor=warpers,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-        logps = torch.stack(sampler.logps, 1).tolist()
-        completions = [self._completion(ids, lp) for ids, lp in zip(out[:, longest:].tolist(), logps, strict=True)]
+        token, mask = ids[:, -1:].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+        generator, tokens, logps = torch.Generator(device).manual_seed(seed), [], []
+        ended = torch.zeros_like(token, dtype=torch.bool)
+        while len(tokens) < sampling.max_new_tokens and not ended.all():
+            logp = (self._read(token, mask, cache).float() / sampling.temperature).log_softmax(-1)
+            token = _draw(logp, generator)
+            tokens.append(token)
+            logps.append(logp.gather(1, token))
+            mask = torch.cat([mask, torch.ones_like(token)], 1)
+            ended |= torch.isin(token, ends)
+        rows = zip(torch.cat(tokens, 1).tolist(), torch.cat(logps, 1).tolist(), strict=True)
+        completions = [self._completion(*row) for row in rows]
         return [completions[i * n:(i + 1) * n] for i in range(len(prompts))]
 
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """The next token's (B, V) logits, after some more tokens of each row; the mask is over all of its tokens so far."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                          logits_to_keep=1).logits[:, -1]
+
     def _completion(self, ids: list[int], logps: list[float]) -> Completion:
-        tokenizer = self.policy.tokenizer
-        finished = tokenizer.eos_token_id in ids
-        length = ids.index(tokenizer.eos_token_id) + 1 if finished else len(ids)
-        text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        return Completion(tuple(ids[:length]), text, tuple(logps[:length]), finished)
+        """A row that ended went on with the others: what comes after its end is no part of it."""
+        length = next((i for i, token in enumerate(ids, 1) if token in self.policy.ends), len(ids))
+        return completion(self.policy, ids[:length], logps[:length])
 
 
-class _Sampler(LogitsProcessor):
-    """Draws each token by inverting the cumulative distribution at a uniform number, and writes down its log-probability.
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    """On the left, so that all rows go on at the same place."""
+    return pad_sequence(rows, batch_first=True, padding_side="left")
 
-    All other tokens go to -inf, so that `generate` has no choice left. Its own generator makes the draw a function of
-    the seed; and on a CPU it takes a tenth of `torch.multinomial`'s time over a vocabulary of 49k.
+
+def _draw(logp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B, 1) tokens: the cumulative distribution, inverted at a uniform number.
+
+    A generator of its own makes a draw a function of the seed; and on a CPU this takes a tenth of `torch.multinomial`'s time
+    over a vocabulary of 49k.
     """
-
-    def __init__(self, seed: int, device: torch.device):
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.logps: list[torch.Tensor] = []
-
-    def __call__(self, input_ids, scores):
-        logp = scores.float().log_softmax(-1)
-        cumulative = logp.exp().cumsum(-1)
-        u = torch.rand(len(scores), 1, generator=self.generator, device=scores.device)
-        token = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
-        self.logps.append(logp.gather(1, token)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-
-def _warpers(sampling: Sampling):
-    if sampling.temperature != 1:
-        yield lambda _, scores: scores / sampling.temperature
-    if sampling.top_k:
-        yield TopKLogitsWarper(sampling.top_k)
-    if sampling.top_p < 1:
-        yield TopPLogitsWarper(sampling.top_p)
+    cumulative = logp.exp().cumsum(-1)
+    u = torch.rand(len(logp), 1, generator=generator, device=logp.device)
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)
 
 
 def _plain(policy: Policy) -> torch.nn.Module:

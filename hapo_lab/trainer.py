@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from hapo_lab import checkpoint, parts
 from hapo_lab.about import describe, differences, rebuild, refuse_what_no_one_can_rebuild
+from hapo_lab.chat import demonstration_ids, prompt_ids
 from hapo_lab.config import TINY, Config, learning_rate
-from hapo_lab.evaluate import evaluate, grade, prompt_ids
+from hapo_lab.evaluate import evaluate, grade
 from hapo_lab.gate import BetaGate, Gate
 from hapo_lab.learner import Learner, NotFinite
 from hapo_lab.methods import PARTS, Method, judge, teach
@@ -251,13 +252,9 @@ class Trainer:
     # setting up ----------------------------------------------------------------------------------------------------
 
     def demonstration(self, problem: Problem) -> Rollout | None:
-        """The problem's demonstration as a rollout: tokenised alone, its end of turn appended. None if there is none, or
-        if it is longer than the limit."""
-        if problem.demonstration is None:
-            return None
-        tokenizer = self.policy.tokenizer
-        ids = (*tokenizer.encode(problem.demonstration, add_special_tokens=False), tokenizer.eos_token_id)
-        if len(ids) > self.sampling.max_new_tokens:
+        """The problem's demonstration as a rollout. None if there is none, or if it is longer than the limit."""
+        ids = demonstration_ids(self.policy, problem, self.sampling.max_new_tokens)
+        if ids is None:
             return None
         verdict = self.task.verify(problem, problem.demonstration)
         return Rollout(ids, problem.demonstration, float(verdict.correct), verdict.reason, teacher=True)
@@ -268,6 +265,8 @@ class Trainer:
             if (length := len(prompt_ids(self.policy, problem))) > self.policy.context - new:
                 raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
                                  f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
+        for problem in self.task.train:
+            demonstration_ids(self.policy, problem, new)
 
     @property
     def _next(self) -> int:

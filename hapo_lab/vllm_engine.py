@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 from hapo_lab import disk, vllm_process
 from hapo_lab.models import Policy, cache_dir, compute_dtype, memory_available
-from hapo_lab.rollouts import Completion, Engine, EngineError, Sampling, TransformersEngine, dequantised
+from hapo_lab.rollouts import Completion, Engine, EngineError, Sampling, TransformersEngine, completion, dequantised
 from hapo_lab.vllm_process import BLOCK, SEQUENCES, fingerprint
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -134,15 +134,13 @@ class VllmEngine:
         if longest + new > process.context:
             raise ValueError(f"a prompt of {longest} tokens and {new} new ones exceed the {process.context} that vLLM has "
                              "room for here: shorten the prompt or the completion.")
-        tokenizer, draw = self.policy.tokenizer, random.Random(seed)
-        end = tokenizer.eos_token_id
+        draw = random.Random(seed)
         answered, groups = process.ask(
-            "generate", prompts=[list(p) for p in prompts], n=n, seeds=[draw.getrandbits(48) for _ in prompts], end=end,
-            max_tokens=new, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+            "generate", prompts=[list(p) for p in prompts], n=n, seeds=[draw.getrandbits(48) for _ in prompts],
+            ends=list(self.policy.ends), max_tokens=new, temperature=sampling.temperature)
         if answered != fingerprint(_adapter(self.policy)):
             raise EngineError("vLLM answered with another adapter than the policy's present one: sync comes first")
-        return [[Completion(tuple(ids), tokenizer.decode(ids, skip_special_tokens=True), tuple(logps), ids[-1] == end)
-                 for ids, logps in group] for group in groups]
+        return [[completion(self.policy, ids, logps) for ids, logps in group] for group in groups]
 
     def close(self) -> None:
         """End the process. The next `sync` starts another one."""

@@ -101,11 +101,11 @@ class Server:
                     weight = torch.addmm(weight.float(), b, a, alpha=scaling[layer]).to(weight.dtype)
                 yield name, weight
 
-    def generate(self, prompts: list[list[int]], n: int, seeds: list[int], end: int, **how) -> tuple[str, list]:
+    def generate(self, prompts: list[list[int]], n: int, seeds: list[int], ends: list[int], **how) -> tuple[str, list]:
         """n completions of each prompt: (fingerprint of the adapter that answered, [[(ids, log-probabilities)]])."""
         from vllm import SamplingParams
         request = self.adapter if self.rank else None
-        asked = [SamplingParams(n=n, seed=seed, logprobs=0, detokenize=False, ignore_eos=True, stop_token_ids=[end], **how)
+        asked = [SamplingParams(n=n, seed=seed, logprobs=0, detokenize=False, ignore_eos=True, stop_token_ids=ends, **how)
                  for seed in seeds]
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False, lora_request=request)
         assert all(output.lora_request == request for output in outputs)

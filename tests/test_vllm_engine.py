@@ -15,14 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hostile import engines, fits, make_hostile, trainers
 from jupyter_client.manager import start_new_kernel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from hapo_lab import vllm_engine, vllm_process
 from hapo_lab.cli import main
-from hapo_lab.evaluate import prompt_ids
-from hapo_lab.logprobs import completion_logprobs
+from hapo_lab.chat import prompt_ids
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.models import load_policy
 from hapo_lab.records import RunLog
@@ -67,17 +68,6 @@ def move(policy, by: float, seed: int = 0) -> None:
     with torch.no_grad():
         for i, p in enumerate(policy.trainable()):
             p += by * torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * seed + i))
-
-
-def trainers(policy, prompts, groups, temperature=1.0) -> torch.Tensor:
-    """The trainer's log-probabilities of all tokens of all completions."""
-    with torch.no_grad():
-        logp, _, mask = completion_logprobs(policy.model, prompts, [[c.ids for c in g] for g in groups], temperature)
-    return logp[mask]
-
-
-def engines(groups) -> torch.Tensor:
-    return torch.tensor([x for g in groups for c in g for x in c.logps])
 
 
 # the distribution --------------------------------------------------------------------------------------------------
@@ -137,7 +127,6 @@ def test_log_probabilities_are_those_of_the_distribution_that_was_sampled_from(f
     engine.sync()
     cold = engine.generate(prompts, 8, Sampling(12, temperature=0.5), seed=3)
     assert (trainers(fresh, prompts, cold, temperature=0.5) - engines(cold)).abs().max() < 1e-3
-    assert engines(engine.generate(prompts, 8, Sampling(12, top_k=1), seed=3)).abs().max() < 1e-6
 
 
 def test_both_engines_agree_on_a_tokens_frequency(fresh, sums):
@@ -148,6 +137,39 @@ def test_both_engines_agree_on_a_tokens_frequency(fresh, sums):
         drawn, = engine.generate(prompts, 2000, Sampling(1), seed=0)
         frequencies.append(torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=200) / 2000)
     assert (frequencies[0] - frequencies[1]).abs().max() < 0.06 and frequencies[0].max() < 0.9
+
+
+def test_a_turn_ends_at_any_of_its_ends(fresh, sums):
+    policy = replace(fresh, ends=(*fresh.ends, fresh.tokenizer.convert_tokens_to_ids("=")))
+    engine = VllmEngine(policy)
+    engine.sync()
+    drawn, = engine.generate([prompt_ids(policy, sums.train[0])], 32, Sampling(24), seed=0)
+    assert {c.ids[-1] for c in drawn if c.finished} == set(policy.ends)
+    assert all(not set(c.ids[:-1]) & set(policy.ends) and "=" not in c.text for c in drawn)
+
+
+def test_a_hostile_generation_config_changes_nothing_and_nan_is_an_error(fresh, sums, tmp_path, monkeypatch):
+    """The config stands in the served folder, where vLLM would look for one."""
+    VllmEngine(fresh).close()
+    monkeypatch.setenv("HAPO_LAB_CACHE", str(tmp_path))
+    hostile = GenerationConfig()
+    make_hostile(hostile)
+    (dequantised_base(fresh).parent / "generation_config.json").write_text(hostile.to_json_string(use_diff=False))
+    monkeypatch.setattr(fresh.model.get_base_model(), "generation_config", hostile)
+    engine, prompts = VllmEngine(fresh), [prompt_ids(fresh, p) for p in sums.train[:3]]
+    move(fresh, 0.03)
+    engine.sync()
+    drawn = engine.generate(prompts, 8, Sampling(16), seed=1)
+    assert (trainers(fresh, prompts, drawn) - engines(drawn)).abs().max() < 1e-5
+    first, = engine.generate(prompts[:1], 4000, Sampling(1), seed=0)
+    assert fits(fresh, prompts[0], first) > 0.01
+
+    with torch.no_grad():
+        fresh.trainable()[-1][0, 0] = torch.nan
+    engine.sync()
+    with pytest.raises(EngineError, match="tiny gives NaN for log-probabilities"):
+        engine.generate(prompts, 2, Sampling(4), seed=0)
+    engine.close()
 
 
 def test_a_prompt_longer_than_there_is_room_for_is_refused(fresh):
