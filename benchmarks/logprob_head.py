@@ -26,6 +26,7 @@ def peak() -> float:
 
 
 def measure(way: str, out: str) -> None:
+    from hapo_lab.decoder import Head
     from hapo_lab.logprobs import head_logprobs
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator, requires_grad=True)
@@ -34,7 +35,7 @@ def measure(way: str, out: str) -> None:
     (hidden[:4] @ head.T).sum().item()  # the libraries' own buffers
     before, start = peak(), time.perf_counter()
     if way == "ours":
-        logp, _ = head_logprobs(hidden, head, targets)
+        logp, _ = head_logprobs(hidden, Head(head), targets)
     else:
         logp = (hidden @ head.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     (gradient,) = torch.autograd.grad(logp.sum(), hidden)

@@ -300,27 +300,28 @@ def _adapter_gradients(policy, problem) -> list:
 @check("vLLM")
 def _vllm():
     """Whether it samples, and from the distribution that the trainer computes."""
+    from hapo_lab.agreement import engine_differs
     from hapo_lab.models import load_policy
     from hapo_lab.tasks import load_task
     from hapo_lab.vllm_engine import VllmEngine, installed
     if not installed():
         yield Finding("vLLM", None, "not installed, and not needed: transformers samples", "make vllm")
         return
+    policy = load_policy("tiny")
     with contextlib.redirect_stdout(io.StringIO()):
-        gap = engine_gap(VllmEngine(load_policy("tiny")), load_task("sums").train[0])
-    if gap < 0.1:
-        yield Finding("vLLM", True, f"{installed()[1]} samples as the trainer computes (log p differs by {gap:.0e} at most)")
+        gap = engine_gap(VllmEngine(policy), load_task("sums").train[0])
+    if why := engine_differs(policy.model, gap):
+        yield Finding("vLLM", None, f"{installed()[1]}: {why}", "train with --engine transformers")
     else:
-        yield Finding("vLLM", None, f"{installed()[1]} samples, but its log p differs by {gap:.2f} from the trainer's",
-                      "train with --engine transformers")
+        yield Finding("vLLM", True, f"{installed()[1]} samples as the trainer computes (log p differs by {gap:.0e} on average)")
 
 
 def engine_gap(engine, problem) -> float:
-    """The largest |log p of the trainer - log p of the engine| over eight completions' tokens, the adapter moved."""
+    """`agreement.engine_gap` over eight completions, the adapter moved."""
     import torch
 
+    from hapo_lab import agreement
     from hapo_lab.chat import prompt_ids
-    from hapo_lab.logprobs import completion_logprobs
     from hapo_lab.rollouts import Sampling
     policy = engine.policy
     with torch.no_grad():
@@ -332,9 +333,7 @@ def engine_gap(engine, problem) -> float:
         completions, = engine.generate([prompt], 8, Sampling(16), seed=0)
     finally:
         engine.close()
-    with torch.no_grad():
-        logp, _, mask = completion_logprobs(policy.model, [prompt], [[c.ids for c in completions]])
-    return (logp[mask].cpu() - torch.tensor([x for c in completions for x in c.logps])).abs().max().item()
+    return agreement.engine_gap(policy.model, [prompt], [[(c.ids, c.logps) for c in completions]], 1.0)
 
 
 # models ------------------------------------------------------------------------------------------------------------

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
+from hapo_lab.decoder import Head, attention_masks, causal_lm
+
 CHUNK = 256
 """Tokens whose logits exist at one time."""
 
 
 class _LogProbs(torch.autograd.Function):
-    """A token's log-probability is one number, so its gradient in the token's hidden state is one row:
+    """A token's log-probability is one number, so its gradient in the token's hidden state is one row. With g_j the slope of
+    logit j in W_j h (the head's scale, times 1 - tanh^2 under a cap, over the temperature):
 
-        d logp(y) / dh = (W_y - sum_j p_j W_j) / T          dH / dh = -sum_j p_j (log p_j + H) W_j / T
+        d logp(y) / dh = g_y W_y - sum_j p_j g_j W_j          dH / dh = -sum_j p_j (log p_j + H) g_j W_j
 
     Computed while the logits are at hand, the rows replace the logits, and backward is a multiplication.
     """
@@ -22,16 +25,18 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx, hidden, head, targets, temperature, with_entropy):
         logps, entropies, rows, entropy_rows = [], [], [], []
         for h, y in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = (h @ head.T).float().div_(temperature)
+            logits, slope = _logits(h, head)
+            logits.div_(temperature)
             logits -= logits.logsumexp(-1, keepdim=True)
             logps.append(logits.gather(1, y[:, None])[:, 0])
             p = logits.exp()
             entropies.append(-torch.einsum("tv,tv->t", p, logits))
             if ctx.needs_input_grad[0]:
-                rows.append((head[y] - p.to(head.dtype) @ head) / temperature)
+                of_y = head.weight[y] if slope is None else head.weight[y] * slope.gather(1, y[:, None]).to(h.dtype)
+                rows.append((of_y - _through_head(p, slope, head)) * (head.scale / temperature))
                 if with_entropy:
                     weighted = p.mul_(logits.add_(entropies[-1][:, None]))
-                    entropy_rows.append(-(weighted.to(head.dtype) @ head) / temperature)
+                    entropy_rows.append(_through_head(weighted, slope, head) * (-head.scale / temperature))
         ctx.save_for_backward(torch.cat(rows) if rows else None, torch.cat(entropy_rows) if entropy_rows else None)
         return torch.cat(logps), torch.cat(entropies)
 
@@ -44,15 +49,29 @@ class _LogProbs(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def head_logprobs(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+def _logits(h: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(T, V) float32 logits, and 1 - tanh^2 under a cap, else None."""
+    logits = torch.nn.functional.linear(h, head.weight, head.bias).float().mul_(head.scale)
+    if head.softcap is None:
+        return logits, None
+    tanh = logits.div_(head.softcap).tanh_()
+    return tanh * head.softcap, 1 - tanh.square()
+
+
+def _through_head(weights: torch.Tensor, slope: torch.Tensor | None, head: Head) -> torch.Tensor:
+    """sum_j weights_j slope_j W_j for each token."""
+    return (weights if slope is None else weights * slope).to(head.weight.dtype) @ head.weight
+
+
+def head_logprobs(hidden: torch.Tensor, head: Head, targets: torch.Tensor, temperature: float = 1.0,
                   entropy_gradient: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of `targets`, and the entropy of each distribution, from hidden states, in chunks.
 
     Parameters
     ----------
     hidden : (T, D)
-    head : (V, D)
-        The output embedding, frozen.
+    head : Head
+        Of a vocabulary of V.
     targets : (T,) long
     temperature : float
         Logits are divided by it.
@@ -105,15 +124,13 @@ def completion_logprobs(model, prompts: Sequence[Sequence[int]], completions: Se
     ids, positions, groups, owners, before = (
         torch.tensor(x, device=device) for x in (pieces, positions, groups, owners, before))
     visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    blocked = torch.zeros(visible.shape, dtype=causal_lm.dtype, device=device)
-    blocked.masked_fill_(~visible, torch.finfo(causal_lm.dtype).min)
-    hidden = causal_lm.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=blocked[None, None],
-                                  use_cache=False).last_hidden_state[0]
+    masks = attention_masks(model.config, visible, positions, model.dtype)
+    hidden = causal_lm(model).base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=masks,
+                                         use_cache=False).last_hidden_state[0]
 
-    head = causal_lm.get_output_embeddings().weight
+    head = Head.of(model)
     predicting = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order
-    logp, entropy = head_logprobs(predicting.to(head.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
+    logp, entropy = head_logprobs(predicting.to(head.weight.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
     token_mask = length_mask([len(c) for group in completions for c in group]).to(device)
     padded = torch.zeros(token_mask.shape, device=device)
     return padded.masked_scatter(token_mask, logp), padded.masked_scatter(token_mask, entropy), token_mask

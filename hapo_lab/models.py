@@ -16,9 +16,16 @@ from pathlib import Path
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
 
-from hapo_lab import chat, disk
+from hapo_lab import agreement, chat, decoder, disk
 from hapo_lab.config import Config
 from hapo_lab.tasks import DATA
 
@@ -82,7 +89,7 @@ class Policy:
     @property
     def context(self) -> int:
         """The longest sequence that the model reads, in tokens."""
-        return self.model.config.max_position_embeddings
+        return decoder.context(self.model.config)
 
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -148,7 +155,8 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     Raises
     ------
     ValueError
-        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn.
+        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a model
+        whose log-probabilities this kit would not compute right.
     """
     device = torch.device(device) if device else default_device()
     dtype = compute_dtype(device)
@@ -159,6 +167,8 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
             raise ValueError(f"model {name!r} needs about {need / 2**30:.1f} GiB to train here and {free / 2**30:.1f} GiB "
                              "are free: choose a smaller preset, or close what holds the memory.")
     source = model_source(name)
+    known = AutoConfig.from_pretrained(source)
+    decoder.refuse_unknown(known, name)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype) if quantize else None
     template = template or {}
@@ -166,7 +176,7 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         plain = chat.prepare(tokenizer, name, template)
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": device}, use_safetensors=True,
-                                                    quantization_config=config)
+                                                    quantization_config=config, attn_implementation=decoder.attention(known))
     ends = chat.end_ids(tokenizer, base.generation_config.eos_token_id, template)
     if not ends:
         raise ValueError(f"model {name!r} has no token that ends a turn: name one, as eos_token in its tokenizer_config.json.")
@@ -184,6 +194,8 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    decoder.drop_dropout(model)
+    agreement.verify(model, name)
     _give_memory_back()
     return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None)
 

@@ -83,9 +83,9 @@ class TransformersEngine:
     ----------
     policy : Policy
     own_copy : bool, optional
-        True: sample from a dequantised copy of the base, which `sync` makes, the adapter merged in, afresh from the 4 bits and
-        in the compute dtype (on a CPU float32: exact to rounding). Saves unpacking 4 bits for every token; costs memory,
-        until `sleep`. False: sample from the policy itself. Default: True on a CPU.
+        True: sample from a copy of the base that `sync` dequantises, with the adapter merged in where the copy is float32
+        (exact to rounding), beside it where fewer digits would swallow small updates. Saves unpacking 4 bits for every
+        token; costs memory, until `sleep`. False: sample from the policy itself. Default: True on a CPU.
     """
 
     name = "transformers"
@@ -93,14 +93,16 @@ class TransformersEngine:
     def __init__(self, policy: Policy, own_copy: bool | None = None):
         self.policy = policy
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
-        self.model = _plain(policy) if self.own_copy else policy.model
+        self.merged = policy.model.dtype == torch.float32
+        self.model = _plain(policy, self.merged) if self.own_copy else policy.model
         self.sync()
 
     @torch.no_grad()
     def sync(self) -> None:
         for name, lora in self._copied():
             weight = dequantised_weight(lora)
-            weight += lora.get_delta_weight("default").to(weight.dtype)
+            if self.merged:
+                weight = weight + lora.get_delta_weight("default")
             self._put(name, weight)
 
     def sleep(self) -> None:
@@ -108,9 +110,10 @@ class TransformersEngine:
             self._put(name, torch.empty(lora.out_features, lora.in_features, device="meta"))
 
     def _copied(self) -> list[tuple[str, LoraLayer]]:
-        """The layers that it has weights of its own for."""
+        """The adapted layers whose weights it has of its own, each by the name of the copy's."""
         base = self.policy.model.get_base_model()
-        return [(name, m) for name, m in base.named_modules() if isinstance(m, LoraLayer)] if self.own_copy else []
+        own = "" if self.merged else ".base_layer"
+        return [(name + own, m) for name, m in base.named_modules() if isinstance(m, LoraLayer)] if self.own_copy else []
 
     def _put(self, name: str, weight: torch.Tensor) -> None:
         self.model.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -172,21 +175,25 @@ def _draw(logp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)
 
 
-def _plain(policy: Policy) -> torch.nn.Module:
-    """A copy of the base with plain linear layers in place of adapted ones, their weights still to come; all else is shared."""
+def _plain(policy: Policy, merged: bool) -> torch.nn.Module:
+    """A copy of the base in which plain layers, their weights still to come, stand in for adapted ones (`merged`), or for the
+    base layers under the adapter; all else is shared."""
     base = policy.model.get_base_model()
-    shared = {id(p): p for p in base.parameters() if not _is_quantized(p)}
+    stand_in = {id(p): p for p in base.parameters() if not _is_quantized(p)}
     for module in base.modules():
-        if isinstance(module, LoraLayer):  # replaced below: nothing of it need be copied
-            shared[id(module)] = module
-    model = deepcopy(base, memo=shared)
-    for name, module in base.named_modules():
         if isinstance(module, LoraLayer):
-            linear = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            linear.bias = module.get_base_layer().bias
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, linear)
-    return model.eval()
+            stand_in[id(module if merged else module.get_base_layer())] = _unpacked(module)
+    return deepcopy(base, memo=stand_in).eval()
+
+
+def _unpacked(layer: LoraLayer) -> torch.nn.Module:
+    """The base layer of a LoRA layer, of the class that reads its weight unpacked."""
+    base = layer.get_base_layer()
+    if not _is_quantized(base.weight):
+        return deepcopy(base, memo={id(p): p for p in base.parameters()})
+    linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.bias = base.bias
+    return linear
 
 
 def _is_quantized(parameter: torch.nn.Parameter) -> bool:
@@ -194,9 +201,8 @@ def _is_quantized(parameter: torch.nn.Parameter) -> bool:
 
 
 def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
-    """The base weight of a LoRA layer as the layer computes with it."""
-    weight = layer.get_base_layer().weight
-    return dequantised(weight) if _is_quantized(weight) else weight.detach().clone()
+    """The base weight of a LoRA layer as the layer computes with it; its own memory where it is not quantized."""
+    return dequantised(layer.get_base_layer().weight)
 
 
 def dequantised(parameter: torch.nn.Parameter) -> torch.Tensor:

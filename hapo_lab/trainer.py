@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from hapo_lab import checkpoint, parts
 from hapo_lab.about import describe, differences, rebuild, refuse_what_no_one_can_rebuild
+from hapo_lab.agreement import engine_differs, engine_gap
 from hapo_lab.chat import demonstration_ids, prompt_ids
 from hapo_lab.config import TINY, Config, learning_rate
 from hapo_lab.evaluate import evaluate, grade
@@ -87,6 +88,7 @@ class Trainer:
         self.gate_state: dict = {}
         """What the gate remembers from step to step, as JSON; checkpoints hold it."""
         self._stop = threading.Event()
+        self._compared = False  # the engine with the policy, in this process
         self._begun = 0  # the step that has asked for the gate and is not finished, or 0
         self.learner = Learner(policy, method, config, self.sampling)
         if folder and resume and (self.log.folder / "run.json").exists():
@@ -185,6 +187,8 @@ class Trainer:
             self.engine.sync()
             sampled = self._sample(self.problems(step), seed=derive(self.config.seed_of("sampling"), "rollouts", step))
             self.engine.sleep()
+            if not self._compared:
+                self._compare(sampled)
         with _timed(seconds, "gate"):
             uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
@@ -223,6 +227,14 @@ class Trainer:
         drawn = self.engine.generate(prompts, n, self.sampling, seed)
         return [Group(p, tuple(grade(self.task, p, c) for c in completions))
                 for p, completions in zip(problems, drawn, strict=True)]
+
+    def _compare(self, sampled: list[Group]) -> None:
+        """TrainingError if the engine samples from another policy than the one that is trained."""
+        prompts = [prompt_ids(self.policy, g.problem) for g in sampled]
+        drawn = [[(r.ids, r.engine_logps) for r in g.rollouts] for g in sampled]
+        if why := engine_differs(self.policy.model, engine_gap(self.policy.model, prompts, drawn, self.sampling.temperature)):
+            raise TrainingError(f"{why}. Nothing was trained in this step: take another engine, or another model.")
+        self._compared = True
 
     def _update(self, step: int, groups: list[Group], rate: float) -> dict:
         try:

@@ -308,7 +308,8 @@ def _unserved(policy: Policy, merge: bool) -> str:
     config, base = policy.model.peft_config["default"], policy.model.get_base_model()
     special = (base.get_input_embeddings(), base.get_output_embeddings())
     odd = [name for name, layer in _adapted(policy)
-           if layer in special or not isinstance(layer.get_base_layer(), torch.nn.Linear)]
+           if layer in special or not isinstance(layer.get_base_layer(), torch.nn.Linear)
+           or getattr(layer.get_base_layer(), "source_cls", torch.nn.Linear) is not torch.nn.Linear]  # stored transposed
     if odd:
         return f"it adapts {odd[0]}, which is no inner linear layer"
     if config.modules_to_save or config.bias != "none" or config.use_dora:
@@ -319,6 +320,8 @@ def _unserved(policy: Policy, merge: bool) -> str:
 
 
 def _cache_size(config) -> int:
-    """Numbers that a token leaves in the cache of keys and values."""
+    """Numbers that a token leaves in the cache of keys and values, at most: a layer with a window forgets."""
+    config = config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    shared = 1 if getattr(config, "multi_query", False) else config.num_attention_heads
+    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or shared) * width

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hapo_lab.decoder import Head
 from hapo_lab.logprobs import completion_logprobs, head_logprobs
 
 VOCABULARY = 97
@@ -72,7 +73,7 @@ def test_chunks_change_nothing(tokens):
     head = torch.randn(VOCABULARY, 16, generator=generator)
     targets = torch.randint(VOCABULARY, (tokens,), generator=generator)
     weight = torch.randn(tokens, generator=generator)
-    logp, _ = head_logprobs(hidden, head, targets, temperature=0.8)
+    logp, _ = head_logprobs(hidden, Head(head), targets, temperature=0.8)
     expected = ((hidden @ head.T) / 0.8).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(logp, expected, atol=1e-5, rtol=1e-5)
     found, = torch.autograd.grad((logp * weight).sum(), hidden)
