@@ -39,6 +39,7 @@ def verify(model, name: str) -> None:
     if not gap <= tolerance:  # NaN included
         raise refusal(name, f"those of random tokens differ by {gap:.2g} on average from its own, and rounding in "
                             f"{_dtype(model)} explains {tolerance:g}")
+    return gap
 
 
 def _alone(model, rollouts: list[tuple[list[int], list[int]]]) -> torch.Tensor:

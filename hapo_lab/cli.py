@@ -17,13 +17,15 @@ from tqdm import tqdm
 from hapo_lab.about import policy_of
 from hapo_lab.datasets import VERIFIERS, load_jsonl, load_verifier, task_of_run
 from hapo_lab.demonstrate import Demonstrations
-from hapo_lab.doctor import main as examine
+from hapo_lab.doctor import findings as of_machine
+from hapo_lab.doctor import report as tell
 from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
 from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import GATES, METHODS, get_gate, get_method, get_shaping
+from hapo_lab.model_doctor import findings as of_model
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
 from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
@@ -147,6 +149,16 @@ def demonstrate(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped; what was found is in {out}: give the same command again to go on.")
     print(job)
+
+
+def examine(args: argparse.Namespace) -> None:
+    """This machine, or a model on it; exit code 1 where training can't work."""
+    if args.model:
+        found = of_model(args.model, args.tokens, not args.no_quantize, dict(args.template_arg))
+        fine = tell(found, f"{args.model} can be trained here.", f"{args.model} can't be trained here")
+    else:
+        fine = tell(of_machine(), "Training works here.", "Training can't work here yet")
+    sys.exit(not fine)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -296,7 +308,12 @@ def parser() -> argparse.ArgumentParser:
     _add_file_options(p)
 
     p = commands.add_parser("doctor", help="what this machine can do, and how to mend what it can't")
-    p.set_defaults(run_command=lambda _: examine())
+    p.set_defaults(run_command=examine)
+    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--tokens", type=int, default=Config.token_budget,
+                   help=f"of a pass, to reckon the model's memory with; default: {Config.token_budget}")
+    p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
+    _add_template_option(p)
 
     p = commands.add_parser("demo", help="the main job: notebooks/05_train_live.ipynb, without a browser")
     p.set_defaults(run_command=demo)

@@ -17,7 +17,7 @@ import tomllib
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -71,22 +71,17 @@ def findings() -> Iterator[Finding]:
 
 def doctor() -> None:
     """Print what this machine can do, and how to mend what it can't."""
-    _report()
+    report(findings(), "Training works here.", "Training can't work here yet")
 
 
-def main() -> None:
-    """The command: exit code 1 where training can't work."""
-    sys.exit(any(found.ok is False for found in _report()))
-
-
-def _report() -> list[Finding]:
-    seen = []
-    for found in findings():
-        seen.append(found)
-        print(found, flush=True)
-    stops = [found.what for found in seen if found.ok is False]
-    print(f"\nTraining can't work here yet: {', '.join(stops)}." if stops else "\nTraining works here.")
-    return seen
+def report(found: Iterable[Finding], well: str, ill: str) -> bool:
+    """Print each finding as it comes, and a last sentence; False if training can't work."""
+    stops = []
+    for finding in found:
+        print(finding, flush=True)
+        stops += [finding.what] if finding.ok is False else []
+    print(f"\n{ill}: {', '.join(stops)}." if stops else f"\n{well}")
+    return not stops
 
 
 # the software ------------------------------------------------------------------------------------------------------
@@ -168,7 +163,7 @@ def _gpu():
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         bf16 = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no bf16, so float16"
-        yield Finding("GPU", True, f"{torch.cuda.get_device_name()}, {_gib(free)} of {_gib(total)} free, {bf16}, "
+        yield Finding("GPU", True, f"{torch.cuda.get_device_name()}, {gib(free)} of {gib(total)} free, {bf16}, "
                                    f"CUDA {torch.version.cuda}")
     elif shutil.which("nvidia-smi"):
         yield Finding("GPU", None, f"there seems to be one, but torch {torch.__version__} can't use it",
@@ -188,7 +183,7 @@ def _numbers():
 @check("memory")
 def _memory():
     from hapo_lab.models import memory_available
-    yield Finding("memory", True, f"{_gib(memory_available())} free")
+    yield Finding("memory", True, f"{gib(memory_available())} free")
 
 
 @check("disk")
@@ -200,11 +195,11 @@ def _disk():
         there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
         enough = writable and free >= wanted
-        says = f"{_gib(free)} free in {folder}" if writable else f"{folder} can't be written"
+        says = f"{gib(free)} free in {folder}" if writable else f"{folder} can't be written"
         yield Finding(what, enough or None, says, "" if enough else f"make room, or set {moves} to another folder")
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
@@ -347,9 +342,9 @@ def _models():
     for name, preset in PRESETS.items():
         need = memory_estimate(name)
         at_hand, fix = _at_hand(name, preset, bool(hub.ok))
-        says = f"{'here' if at_hand else 'not here yet'}; training needs {_gib(need)}"
+        says = f"{'here' if at_hand else 'not here yet'}; training needs {gib(need)}"
         if need > free:
-            yield Finding(name, None, f"{says}, and {_gib(free)} are free", "choose a smaller model, or another machine")
+            yield Finding(name, None, f"{says}, and {gib(free)} are free", "choose a smaller model, or another machine")
         else:
             yield Finding(name, at_hand or None, says, "" if at_hand else fix)
 
