@@ -64,12 +64,12 @@ def attention_masks(config: PreTrainedConfig, visible: torch.Tensor, positions: 
     -------
     (1, 1, L, L) of `dtype`, or {kind of layer: such a mask}
     """
-    config = config.get_text_config()
+    config, positions = config.get_text_config(), positions.int()  # half the memory of what is (L, L)
 
     def mask(kind: str) -> torch.Tensor:
         seen = visible
         if kind == "sliding_attention":
-            seen = visible & (positions[:, None] - positions[None] < config.sliding_window)
+            seen = visible & (positions[:, None] - positions < config.sliding_window)
         return additive(seen, dtype)[None, None]
 
     if kinds := getattr(config, "layer_types", None):
@@ -126,7 +126,7 @@ def context(config: PreTrainedConfig) -> int:
 def drop_dropout(model: torch.nn.Module) -> None:
     """Set every dropout to 0, whatever mode the model is in: a policy's log-probabilities are those it samples from."""
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for field, value in vars(module).items():
             if "drop" in field and isinstance(value, float):

@@ -167,12 +167,12 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
             raise ValueError(f"model {name!r} needs about {need / 2**30:.1f} GiB to train here and {free / 2**30:.1f} GiB "
                              "are free: choose a smaller preset, or close what holds the memory.")
     source = model_source(name)
-    known = AutoConfig.from_pretrained(source)
-    decoder.refuse_unknown(known, name)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype) if quantize else None
     template = template or {}
     with _quiet():
+        known = AutoConfig.from_pretrained(source)
+        decoder.refuse_unknown(known, name)
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         plain = chat.prepare(tokenizer, name, template)
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": device}, use_safetensors=True,

@@ -59,7 +59,7 @@ def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path |
     if wanted == "vllm":
         return VllmEngine(policy, log)
     saves = policy.model.get_base_model().num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS) - START_COSTS
-    if wanted == "auto" and saves > 0 and installed() and not _unserved(policy, merge=policy.device.type == "cpu"):
+    if wanted == "auto" and saves > 0 and installed() and not _unserved(policy, _merges(policy)):
         print(f"rollouts by {installed()[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
               "(engine='transformers' goes without)")
         return VllmEngine(policy, log)
@@ -92,8 +92,8 @@ class VllmEngine:
         Where vLLM's own words go; default: a temporary file.
     merge : bool, optional
         How an adapter gets there. True: merged into the weights, each time afresh from the unmerged base. False: swapped
-        in vLLM's LoRA layers, each time under a new id. Default: True on a CPU, where those layers take longer than all
-        the rest (`benchmarks/rollouts.py`).
+        in vLLM's LoRA layers, each time under a new id. Default: True on a CPU in float32: there those layers take longer
+        than all the rest (`benchmarks/rollouts.py`), and fewer digits would swallow small updates.
 
     Raises
     ------
@@ -107,7 +107,7 @@ class VllmEngine:
     def __init__(self, policy: Policy, log: Path | None = None, merge: bool | None = None):
         self.policy = policy
         self.log = log or Path(tempfile.gettempdir()) / f"hapo_lab-vllm-{os.getpid()}.log"
-        self.merge = policy.device.type == "cpu" if merge is None else merge
+        self.merge = _merges(policy) if merge is None else merge
         if not installed():
             raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
         if why := _unserved(policy, self.merge):
@@ -301,6 +301,11 @@ def _adapted(policy: Policy) -> list[tuple[str, LoraLayer]]:
 
 def _rank(policy: Policy) -> int:
     return max(layer.r["default"] for _, layer in _adapted(policy))
+
+
+def _merges(policy: Policy) -> bool:
+    """Whether vLLM gets the adapter merged unless it is said otherwise."""
+    return policy.device.type == "cpu" and policy.model.dtype == torch.float32
 
 
 def _unserved(policy: Policy, merge: bool) -> str:

@@ -41,7 +41,7 @@ from hapo_lab.methods import GRPO
 from hapo_lab.rollouts import Sampling, TransformersEngine
 from hapo_lab.tasks import Verdict
 from hapo_lab.trainer import Trainer, TrainingError
-from hapo_lab.vllm_engine import _cache_size, _unserved
+from hapo_lab.vllm_engine import _cache_size, _merges, _unserved
 
 VOCABULARY = 199
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -55,7 +55,7 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SHAPE, head_dim=8),
     "mistral": MistralConfig(**SHAPE, sliding_window=4),
     "gemma2": Gemma2Config(**SHAPE, **MIXED, head_dim=8, sliding_window=4, final_logit_softcapping=1.5,
-                           attn_logit_softcapping=2.0),
+                           attn_logit_softcapping=0.5, query_pre_attn_scalar=1),
     "gemma3": Gemma3TextConfig(**SHAPE, **MIXED, head_dim=8, sliding_window=4),
     "phi": PhiConfig(**WITHOUT_GROUPS),
     "phi3": Phi3Config(**SHAPE, sliding_window=4),
@@ -144,6 +144,17 @@ def test_the_engine_samples_from_what_the_trainer_computes(saved, family, quanti
     assert policy.context == 64
     if family == "gpt2" and quantize:
         assert "which is no inner linear layer" in _unserved(policy, merge=True)
+
+
+def test_the_cap_on_attention_scores_counts(saved):
+    """The sdpa attention of transformers drops it."""
+    policy = models.load_policy(saved("gemma2"), quantize=False, rank=2)
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        expected, found = random_model(FAMILIES["gemma2"])(ids).logits, policy.model(ids).logits
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        policy.model.config._attn_implementation = "sdpa"
+        assert (policy.model(ids).logits - expected).abs().max() > 0.01
 
 
 def test_dropout_strikes_in_no_mode():
@@ -291,6 +302,7 @@ def test_in_bfloat16_the_engines_copy_follows_an_early_update(monkeypatch, fresh
     policy_moved, back = moved(policy.model, 1e-4), moved(policy.model, 0.0)
     assert torch.equal(moved(engine.model, 1e-4), policy_moved) and torch.equal(back, -policy_moved)
     assert policy_moved.abs().max() > 0
+    assert _merges(fresh) and not _merges(policy)
 
 
 class Stale(TransformersEngine):
