@@ -1,25 +1,57 @@
-"""A step's groups as tensors, and their rollouts in packs that fit into memory."""
+"""A step's groups as tensors, and rollouts in packs that fit into memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hapo_lab.logprobs import length_mask
-from hapo_lab.loss import aggregation_weights
 from hapo_lab.methods import Method
-from hapo_lab.rollouts import Sampling
+from hapo_lab.rollouts import EngineError, Sampling
 from hapo_lab.ssi import Group, Rollout
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Groups as tensors; a row is a rollout, in the order of the groups."""
+class Rows:
+    """Rollouts of several prompts; a row is a rollout, in the order of the prompts."""
 
     prompts: list[list[int]]
-    rows: list[Rollout]
+    rollouts: list[Rollout]
     group_of: list[int]
+    """The prompt of each row."""
+
+    @classmethod
+    def of(cls, prompts: list[list[int]], groups: Sequence[Sequence[Rollout]]) -> Rows:
+        return cls(prompts, [r for group in groups for r in group], [i for i, group in enumerate(groups) for _ in group])
+
+    def packs(self, some: Iterable[int], token_budget: int) -> list[list[int]]:
+        """Some rows in packs of at most `token_budget` tokens, a prompt counted once a pack. A rollout that is longer than
+        that, with its prompt, is a pack alone."""
+        packs: list[list[int]] = []
+        for i in some:
+            completion, g = len(self.rollouts[i].ids), self.group_of[i]
+            prompt = 0 if packs and self.group_of[packs[-1][-1]] == g else len(self.prompts[g])
+            if packs and used + prompt + completion <= token_budget:
+                packs[-1].append(i)
+                used += prompt + completion
+            else:
+                packs.append([i])
+                used = len(self.prompts[g]) + completion
+        return packs
+
+    def of_pack(self, pack: list[int]) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
+        """Prompts and, for each, the completions of a pack's rows."""
+        groups = list(dict.fromkeys(self.group_of[i] for i in pack))
+        return [self.prompts[g] for g in groups], [[self.rollouts[i].ids for i in pack if self.group_of[i] == g] for g in groups]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update learns from: groups as tensors."""
+
+    rows: Rows
     advantages: torch.Tensor
     """(B,) float32"""
     teacher: torch.Tensor
@@ -27,9 +59,13 @@ class Batch:
     token_mask: torch.Tensor
     """(B, T) bool"""
     weights: torch.Tensor
-    """(B, T): of the whole batch, dead groups included"""
+    """(B, T): what a token's objective counts in the loss; of the whole batch, dead groups included"""
+    entropy_weights: torch.Tensor
+    """(B, T): what a token's entropy counts in the tokens' mean entropy"""
     engine_logp: torch.Tensor
-    """(B, T): 0 on the teacher's rows"""
+    """(B, T): 0 where the engine gave none"""
+    measured: torch.Tensor
+    """(B,) bool: rows whose engine gave log-probabilities; never the teacher's"""
     live: torch.Tensor
     """(B,) bool: rows that carry a gradient. An advantage of 0 carries none, unless there is an entropy bonus."""
 
@@ -40,36 +76,26 @@ class Batch:
 
     @classmethod
     def of(cls, groups: list[Group], prompts: list[list[int]], method: Method, sampling: Sampling) -> Batch:
-        rows = [r for g in groups for r in g.rollouts]
-        group_of = [i for i, g in enumerate(groups) for _ in g.rollouts]
-        mask = length_mask([len(r.ids) for r in rows])
+        """EngineError where an engine gave log-probabilities for some of a rollout's tokens and not for all."""
+        rows = Rows.of(prompts, [g.rollouts for g in groups])
+        mask = length_mask([len(r.ids) for r in rows.rollouts])
         engine_logp = torch.zeros(mask.shape)
-        for i, r in enumerate(rows):
+        for i, r in enumerate(rows.rollouts):
+            if len(r.engine_logps) not in (0, len(r.ids)):
+                raise EngineError(f"the engine gave {len(r.engine_logps)} log-probabilities for the {len(r.ids)} tokens of a "
+                                  f"completion of problem {groups[rows.group_of[i]].problem.key!r}; it must give one a token, "
+                                  "or none at all")
             engine_logp[i, :len(r.engine_logps)] = torch.tensor(r.engine_logps)
         advantages = torch.cat([g.advantages for g in groups]).float()
-        return cls(prompts, rows, group_of, advantages, torch.tensor([r.teacher for r in rows]), mask,
-                   aggregation_weights(mask, method.aggregation, sampling.max_new_tokens, torch.tensor(group_of)),
-                   engine_logp, (advantages != 0) | (method.entropy_bonus != 0))
+        teacher = torch.tensor([r.teacher for r in rows.rollouts])
+        counted = method.learns_from(teacher)
+        tokens = mask & counted[:, None]
+        return cls(rows, advantages, teacher, mask,
+                   method.weights(mask, teacher, sampling.max_new_tokens, torch.tensor(rows.group_of)),
+                   tokens / tokens.sum().clamp(min=1), engine_logp, torch.tensor([bool(r.engine_logps) for r in rows.rollouts]),
+                   (advantages != 0) | counted & (method.entropy_bonus != 0))
 
     def packs(self, token_budget: int) -> list[list[int]]:
-        """The live rows in packs of about `token_budget` tokens, a prompt counted once a pack; the teacher's rows first."""
-        packs: list[list[int]] = []
-        for teacher in (True, False):
-            pack, used = [], 0
-            for i in range(len(self.rows)):
-                if not self.live[i] or bool(self.teacher[i]) is not teacher:
-                    continue
-                g = self.group_of[i]
-                prompt = 0 if pack and self.group_of[pack[-1]] == g else len(self.prompts[g])
-                if pack and used + prompt + len(self.rows[i].ids) > token_budget:
-                    packs.append(pack)
-                    pack, used, prompt = [], 0, len(self.prompts[g])
-                pack.append(i)
-                used += prompt + len(self.rows[i].ids)
-            packs += [pack] if pack else []
-        return packs
-
-    def of_pack(self, pack: list[int]) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
-        """Prompts and, for each, the completions of a pack's rows."""
-        groups = list(dict.fromkeys(self.group_of[i] for i in pack))
-        return [self.prompts[g] for g in groups], [[self.rows[i].ids for i in pack if self.group_of[i] == g] for g in groups]
+        """The live rows in packs, see `Rows.packs`; the teacher's rows first."""
+        return [pack for who in (self.teacher, ~self.teacher)
+                for pack in self.rows.packs((self.live & who).nonzero()[:, 0].tolist(), token_budget)]

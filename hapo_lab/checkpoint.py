@@ -1,11 +1,11 @@
 """Saving a run between two steps, and going on from there.
 
 Every random choice of the trainer is a function of (seed, step), and so is the order of the problems. So a checkpoint
-holds the step, the adapter, the optimizer and what the gate remembers, and with these a run goes on exactly as if
-nothing had happened. Numbers of the gate that were changed while it trained are events of the run log.
+holds the step, the adapter, the optimizer, float16's loss scale and what the gate remembers, and with these a run goes on
+exactly as if nothing had happened. Numbers of the gate that were changed while it trained are events of the run log.
 
-`step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state and the other
-files' checksums.
+`step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state, the
+scaler's and the other files' checksums.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from hapo_lab import disk
 from hapo_lab.models import Policy
 
 
-def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: torch.optim.Optimizer,
+         scaler: torch.amp.GradScaler) -> None:
     """Write `folder/step-NNNNNN`, and remove all others but the one before it. At any moment a whole checkpoint is there.
 
     OSError if it can't be written; the older ones are untouched then.
@@ -33,7 +34,8 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
     memory = io.BytesIO()
     torch.save(optimizer.state_dict(), memory)
     files = {"adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
-    state = {"step": step, "gate": gate_state, "sha256": {name: _sha256(content) for name, content in files.items()}}
+    state = {"step": step, "gate": gate_state, "scaler": scaler.state_dict(),
+             "sha256": {name: _sha256(content) for name, content in files.items()}}
     try:
         for left_over in folder.glob("writing-*"):
             shutil.rmtree(left_over)
@@ -51,9 +53,10 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
             shutil.rmtree(path)
 
 
-def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, at_most: int) -> tuple[int, dict] | None:
-    """Put the newest whole checkpoint of at most that step into policy and optimizer. Returns its step and the gate's
-    state, None if the folder has no checkpoint.
+def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+         at_most: int) -> tuple[int, dict] | None:
+    """Put the newest whole checkpoint of at most that step into policy, optimizer and scaler. Returns its step and the
+    gate's state, None if the folder has no checkpoint.
 
     A damaged one is passed over with a warning; ValueError if no whole one is left.
     """
@@ -71,6 +74,8 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, at_most
             for name, parameter in _adapter(policy).items():
                 parameter.copy_(adapter[name])
         optimizer.load_state_dict(optimizer_state)
+        if state.get("scaler"):  # none where the run came from another dtype
+            scaler.load_state_dict(state["scaler"])
         return state["step"], state["gate"]
     if found:
         raise ValueError(f"{folder} has no whole checkpoint left ({'; '.join(damages)}): start again in another folder.")

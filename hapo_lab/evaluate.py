@@ -41,9 +41,13 @@ class Evaluation:
         return float((self.by_problem == 0).mean())
 
     def interval(self, mass: float = 0.95) -> tuple[float, float]:
-        """A bootstrap interval of the success; problems are what is resampled, because they are what varies."""
+        """An interval of the success over problems, because they are what varies: they are resampled (percentile bootstrap).
+
+        Where all have the same rate there is nothing to resample. Then it is Clopper-Pearson's, a problem being a trial
+        and rate x problems the successes.
+        """
         if np.ptp(self.by_problem) == 0:
-            return self.success, self.success
+            return _clopper_pearson(self.success * len(self.problems), len(self.problems), mass)
         found = stats.bootstrap((self.by_problem,), np.mean, confidence_level=mass, method="percentile", rng=0)
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
@@ -51,6 +55,15 @@ class Evaluation:
         low, high = self.interval()
         return (f"{self.success:.1%} [{low:.1%}, {high:.1%}] over {len(self.problems)} problems x {len(self.rollouts[0])}, "
                 f"{self.dead:.0%} of the groups failed whole")
+
+
+def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) interval of a success rate. As quantiles of beta distributions it also takes successes
+    that are no whole number."""
+    tail, failures = (1 - mass) / 2, trials - successes
+    low = stats.beta.ppf(tail, successes, failures + 1) if successes else 0.0
+    high = stats.beta.isf(tail, successes + 1, failures) if failures else 1.0
+    return float(low), float(high)
 
 
 def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:

@@ -22,7 +22,7 @@ import numpy as np
 
 from hapo_lab.gate import StepAnnealedGate
 from hapo_lab.logprobs import length_mask
-from hapo_lab.loss import aggregation_weights, slope
+from hapo_lab.loss import slope
 from hapo_lab.methods import Method
 from hapo_lab.purity import binomial_pmf, group_size, injection_chances
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
@@ -107,7 +107,7 @@ def expected_gradient(logits, success_probs, trials: int, method: Method, teache
     table = _table(replace(method, name=""), group_size(trials, smallest=2))
     p = _Policy.of(z, q)
     chances = _chances(method, p.mu, trials, visit)
-    lesson, entropy = p.lesson(nu, method), table.entropy_bonus * p.entropy_gradient()
+    lesson, entropy = p.lesson(nu, method), method.entropy_bonus * p.entropy_gradient()
 
     reference, _ = p.coefficients(table.plain)
     if method.teacher_seats:  # the seat of any rollout: its share of the reference
@@ -169,7 +169,7 @@ def learning_curve(logits, success_probs, trials: int, method: Method, teacher, 
         student, teachers = p.coefficients(terms)
         update = student * p.g + teachers * p.lesson(nu, method)
         if method.entropy_bonus:
-            update += table.entropy_bonus * p.entropy_gradient()
+            update += method.entropy_bonus * p.entropy_gradient()
         seen[:, t - 1] = p.mu, p.pmf(table.sampled) @ chances, _norm(update), _norm(p.g)
         if t <= steps:
             z = z + step_size / (t**0.5 if decay else 1) * update
@@ -258,8 +258,6 @@ class _Table:
     """(sampled + 1, 5): after SSI, or with the reserved seat."""
     removed: np.ndarray
     """(N + 1, 5): what SSI takes out of `plain`."""
-    entropy_bonus: float
-    """Times the weight of all the group's sequences."""
     reserved: bool
 
     def branches(self, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -289,18 +287,18 @@ def _table(method: Method, trials: int) -> _Table:
         return synthetic_success_injection(group(successes, sampled), demonstration)
 
     def row(g: Group) -> list[float]:
-        a = weight * method.advantages(g.rewards, g.teacher_mask).numpy()
+        weights = method.weights(length_mask([1] * len(g.rollouts)), g.teacher_mask, max_length=1)[:, 0]
+        a = (weights * method.advantages(g.rewards, g.teacher_mask)).numpy()
         success, teacher = g.rewards.numpy() == 1, g.teacher_mask.numpy()
         seats = [success & ~teacher, ~success & ~teacher]
         return [a[seats[0]].sum(), a[seats[1]].sum(), a[teacher].sum(), *((a[s] ** 2).sum() for s in seats)]
 
     sampled = trials - method.teacher_seats
-    weight = aggregation_weights(length_mask([1] * trials), method.aggregation, max_length=1)[0, 0].item()
     plain = np.array([row(group(s, trials)) for s in range(trials + 1)])
     removed = np.zeros_like(plain)
     removed[:-1, 1] = plain[:-1, 1] / (trials - np.arange(trials))  # the failures' advantages are equal: one of them
     return _Table(sampled, plain, np.array([row(taught(s)) for s in range(sampled + 1)]), removed,
-                  method.entropy_bonus * weight * trials, method.teacher_seats > 0)
+                  method.teacher_seats > 0)
 
 
 def _coefficients(terms: np.ndarray, pmf: np.ndarray, mu: float, fail: float) -> tuple[float, float]:

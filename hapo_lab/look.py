@@ -32,7 +32,9 @@ def health(log: RunLog) -> Figure:
         end_labels(ax, labels)
         panel_title(ax, f"{name.capitalize()}: " + ", ".join(f"{who} {y:.3g}" for _, y, who, _ in labels) if labels
                     else f"{name.capitalize()}: not measured yet")
-    headline(figure, f"{log.name}: health after step {len(log.steps)} of {log.planned}")
+    skipped = sum(r.skipped for r in log.steps)
+    headline(figure, f"{log.name}: health after step {len(log.steps)} of {log.planned}"
+                     + (f"; float16 overflowed {skipped} times" if skipped else ""))
     return figure
 
 

@@ -25,7 +25,16 @@ from hapo_lab.gate import (
     SuccessAnnealedGate,
     ThompsonGate,
 )
-from hapo_lab.loss import SHAPINGS, Shaping, group_advantages, log_probability, probability, ratio, sqrt
+from hapo_lab.loss import (
+    SHAPINGS,
+    Shaping,
+    aggregation_weights,
+    group_advantages,
+    log_probability,
+    probability,
+    ratio,
+    sqrt,
+)
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
 
@@ -40,7 +49,8 @@ class Method:
     teacher_seats: int = 0
     """1: a seat of every group is the demonstration's, and one rollout less is sampled (LUFFY)."""
     imitation: bool = False
-    """True: the advantages are 1 for the teacher and 0 for the student (SFT); False: relative to the group."""
+    """True: the advantages are 1 for the teacher and 0 for the student, who counts in no divisor (SFT); False: relative to the
+    group."""
     scale: str = "std"
     """Of the group advantages: "std" or "none"."""
     shaping: Shaping = ratio(0.1)
@@ -52,11 +62,26 @@ class Method:
     aggregation: str = "dapo"
     """How tokens make a loss: see `loss.aggregation_weights`."""
     entropy_bonus: float = 0.0
-    """Times the tokens' mean entropy, added to the objective."""
+    """Times the mean entropy of all the batch's tokens, the teacher's included, added to the objective. (verl's masked mean,
+    which LUFFY's released recipe uses. With `imitation`, of the teacher's tokens alone.)"""
 
     def advantages(self, rewards: torch.Tensor, teacher_mask: torch.Tensor) -> torch.Tensor:
-        """(N,) rewards of a group -> (N,) advantages."""
-        return teacher_mask.to(rewards.dtype) if self.imitation else group_advantages(rewards, self.scale)
+        """(N,) rewards of a group -> (N,) advantages. A rollout alone has nothing to be compared with: 0."""
+        if self.imitation:
+            return teacher_mask.to(rewards.dtype)
+        return group_advantages(rewards, self.scale) if len(rewards) > 1 else torch.zeros_like(rewards)
+
+    def learns_from(self, teacher_mask: torch.Tensor) -> torch.Tensor:
+        """(B,) bool: the sequences that divisors count, dead groups' included."""
+        return teacher_mask if self.imitation else torch.ones_like(teacher_mask)
+
+    def weights(self, token_mask: torch.Tensor, teacher_mask: torch.Tensor, max_length: int,
+                group_index: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) `aggregation_weights` over the sequences that it learns from; 0 on the others. Shapes as there."""
+        counted, weights = self.learns_from(teacher_mask), torch.zeros(token_mask.shape, dtype=torch.float64)
+        groups = None if group_index is None else group_index[counted]
+        weights[counted] = aggregation_weights(token_mask[counted], self.aggregation, max_length, groups)
+        return weights
 
     def described(self) -> dict:
         """As JSON, for a run's run.json; `method_from` reads it."""

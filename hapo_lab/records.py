@@ -65,6 +65,7 @@ class StepRecord:
     updated: bool
     """False: every group was dead, and the optimizer took no step."""
     loss: float | None
+    """What the last inner epoch minimised: less the entropy bonus."""
     grad_norm: float | None
     """Before clipping."""
     teacher_share: float | None
@@ -74,9 +75,10 @@ class StepRecord:
     clip_fraction: float | None
     """Share of student tokens whose gradient the clip cut, in the last inner epoch."""
     entropy: float | None
-    """Mean over the tokens that the update saw, in nats."""
+    """Mean over the student's trained tokens, in nats, before the update."""
     kl: float | None
-    """Of the policy that sampled to the base model, a student token, in nats (k3 estimator); at steps with an evaluation."""
+    """Of the policy that sampled, before its update, to the base model, a student token, in nats (k3 estimator, both by the
+    trainer's own pass); at steps with an evaluation."""
     heldout: float | None
     """Success on held-out problems after this step, no teacher; at steps with an evaluation."""
     learning_rate: float
@@ -88,6 +90,11 @@ class StepRecord:
     """Mean |log p of the trainer - log p of the engine that sampled| over the student's trained tokens, in nats ..."""
     engine_gap_max: float | None = None
     """... and the largest. Truncated importance weights correct for it."""
+    without_engine_logp: int = 0
+    """Trained rollouts of the student whose engine gave no log-probabilities: nothing is known of their gap, and their
+    importance weight is 1."""
+    skipped: int = 0
+    """Optimizer steps that were not taken because float16 overflowed; each was tried again with half the loss scale."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
     gate_state: dict = field(default_factory=dict)
@@ -362,6 +369,8 @@ def progress_line(log: RunLog) -> str:
         last, seconds = log.steps[-1], sum(sum(r.seconds.values()) for r in log.steps)
         parts += [f"student {last.reward:.2f}"] + ([] if last.heldout is None else [f"held-out {last.heldout:.2f}"])
         parts += [f"teacher in {last.teacher_samples} of {len(last.problems)} groups"]
+        if skipped := sum(r.skipped for r in log.steps):
+            parts += [f"float16 overflowed {skipped} times"]
         parts += [_duration(seconds_left(log)) + " left" if len(log.steps) < log.planned else _duration(seconds) + " in all"]
     return "   ".join(parts)
 

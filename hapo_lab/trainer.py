@@ -154,7 +154,7 @@ class Trainer:
             with _writing(self.log.folder):
                 self.log.sync()
                 checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.policy,
-                                self.learner.optimizer)
+                                self.learner.optimizer, self.learner.scaler)
 
     def save_adapter(self) -> Path:
         """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
@@ -194,13 +194,15 @@ class Trainer:
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
             demonstrations = [self.demonstration(g.problem) for g in sampled]
             groups = [teach(method, g, d) for g, d in zip(judged, demonstrations, strict=True)]
-        rate = learning_rate(self.config, step)
+        rate, heldout, kl = learning_rate(self.config, step), None, None
+        evaluates = self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned)
+        if evaluates:
+            with _timed(seconds, "evaluate"):
+                kl = self.learner.kl_to_base(sampled)  # before the update: of the policy that sampled
         with _timed(seconds, "update"):
             update = self._update(step, groups, rate)
-        heldout = kl = None
-        if self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned):
+        if evaluates:
             with _timed(seconds, "evaluate"):
-                kl = self.learner.kl_to_base(sampled)
                 self.engine.sync()
                 heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
@@ -320,7 +322,7 @@ class Trainer:
         if not folder:
             raise TrainingError(f"step {steps + 1} broke off in the middle, and this run has no folder to go back to: "
                                 "start again with a new policy and trainer.")
-        found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, at_most=steps)
+        found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, self.learner.scaler, at_most=steps)
         if not found and steps:
             raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
         with _writing(folder):
@@ -387,7 +389,7 @@ def _sampling():
 def _timed(seconds: dict[str, float], phase: str):
     start = time.perf_counter()
     yield
-    seconds[phase] = time.perf_counter() - start
+    seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - start
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from hapo_lab.gate import (
     SuccessAnnealedGate,
     ThompsonGate,
 )
-from hapo_lab.loss import aggregation_weights, hapo_loss, log_probability, probability, ratio, slope, sqrt
+from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
 from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.ssi import Group, Rollout
 
@@ -42,8 +42,8 @@ def update_of(method, logits, actions, rewards, teacher):
     table, mask = z.log_softmax(0), torch.ones(len(after.rollouts), 1, dtype=torch.bool)
     logp = table[[r.ids[0] for r in after.rollouts]][:, None]
     loss, _ = hapo_loss(logp, logp.detach(), after.advantages, after.teacher_mask, mask, shaping=method.shaping,
-                        eps_low=method.eps_low, eps_high=method.eps_high, aggregation=method.aggregation, max_length=1)
-    entropy = -(table.exp() * table).sum() * aggregation_weights(mask, method.aggregation, 1).sum()
+                        eps_low=method.eps_low, eps_high=method.eps_high, weights=method.weights(mask, after.teacher_mask, 1))
+    entropy = -(table.exp() * table).sum()  # every token's, and so their mean
     return torch.autograd.grad(method.entropy_bonus * entropy - loss, z)[0].numpy(), after
 
 
@@ -169,9 +169,9 @@ def test_groups_through_the_real_functions_agree_within_their_standard_error(met
     z = torch.tensor(logits).expand(groups, k).clone().requires_grad_()
     ids = torch.tensor([[r.ids[0] for r in g.rollouts] for g in drawn])
     logp, mask = z.log_softmax(1).gather(1, ids).reshape(-1, 1), torch.ones(groups * n, 1, dtype=torch.bool)
-    weight = aggregation_weights(mask[:n], method.aggregation, 1)[0, 0]
     advantages, teacher = (torch.cat([getattr(g, name) for g in drawn]) for name in ("advantages", "teacher_mask"))
-    loss, _ = hapo_loss(logp, logp.detach(), advantages, teacher, mask, shaping=method.shaping, weights=mask * weight)
+    loss, _ = hapo_loss(logp, logp.detach(), advantages, teacher, mask, shaping=method.shaping,
+                        weights=method.weights(mask[:n], teacher[:n], 1).repeat(groups, 1))
     updates = -torch.autograd.grad(loss, z)[0].numpy()
 
     exact = expected_gradient(logits, success, n, replace(method, entropy_bonus=0.0), 0)

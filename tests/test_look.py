@@ -1,10 +1,12 @@
 """Looking inside the shipped runs: health, groups, and another gate's decisions."""
 
+from dataclasses import replace
+
 import pytest
 
 from hapo_lab import look, widgets
 from hapo_lab.drawing import projector, to_png
-from hapo_lab.records import RunLog, shipped_run
+from hapo_lab.records import RunLog, progress_line, shipped_run
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,14 @@ def test_health_has_a_panel_for_each_sign_whatever_was_measured(name):
     assert len(figure.axes) == 6 and "health after step" in says(figure)
     assert to_png(figure).startswith(b"\x89PNG")
     assert ("Teacher's log p: not measured yet" in says(figure)) is (name == "tiny-grpo-0")
+
+
+def test_health_says_how_often_float16_overflowed(log):
+    assert "overflowed" not in says(look.health(log))
+    sick = RunLog(log.about)
+    sick.steps = [replace(log.steps[0], skipped=2), replace(log.steps[1], skipped=1)]
+    assert "float16 overflowed 3 times" in says(look.health(sick))
+    assert "float16 overflowed 3 times" in progress_line(sick) and "overflowed" not in progress_line(log)
 
 
 def test_health_of_a_run_without_steps_says_so():
