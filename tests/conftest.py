@@ -20,6 +20,12 @@ PROBLEM = Problem(key="7*8", messages=({"role": "user", "content": "What is 7 ti
                   demonstration="7 times 8 is 56.\nAnswer: 56")
 
 
+def pytest_configure(config):
+    """The suite, and what it starts, computes on the processor, GPU or not. Torch looks for devices later than this."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def teach_alone(method, group, demonstration):
     """A run's first step, of this group alone: gate, SSI, advantages."""
     (judged,), _ = judge(method.gate, [group], {}, [0.5])

@@ -20,7 +20,7 @@ def moved(policy):
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
             if "lora_B" in name:
-                p.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+                p.normal_(std=0.02, generator=torch.Generator(p.device).manual_seed(0))
     return policy
 
 
@@ -44,7 +44,7 @@ def test_the_trap_is_there_without_our_guard():
     for module in policy.model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = True
-    prompt = torch.tensor([prompt_ids(policy, PROBLEM)])
+    prompt = torch.tensor([prompt_ids(policy, PROBLEM)], device=policy.device)
     policy.model.eval()
     with torch.no_grad():
         policy.model(input_ids=prompt)
