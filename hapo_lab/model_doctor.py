@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from scipy import stats
 
 from hapo_lab import agreement, chat
-from hapo_lab.doctor import Finding, gib
+from hapo_lab.doctor import Finding
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.models import Policy, load_policy, memory_available
 from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
@@ -19,7 +20,7 @@ PROMPT = Problem("doctor", ({"role": "user", "content": "What is 27 + 58?"},), "
 DEMONSTRATIONS = ("27 + 58 = 85. Answer: 85", '{"name": "Anna", "age": 34}', "So:\n\n\\[ x = \\frac{1}{2} \\] \\boxed{85}",
                   "  two  spaces, a tab\t, é, 数 and ½")
 """Texts of the kinds that tasks hold: plain, JSON, mathematics, and what tokenizers lose."""
-DRAWS = 512
+DRAWS = 256
 """First tokens that the sampled frequencies are counted over."""
 SURPRISE = 1e-4
 """A chi-square test's p-value below which the frequencies are no accident."""
@@ -37,7 +38,7 @@ def findings(name: str, tokens: int, quantize: bool = True, template: dict | Non
     _move(policy)
     engine = TransformersEngine(policy)
     yield from _sampling(policy, engine)
-    yield from _memory(policy, tokens)
+    yield from _memory(policy, engine, tokens)
 
 
 def _family(policy: Policy) -> Iterator[Finding]:
@@ -95,32 +96,34 @@ def _sampling(policy: Policy, engine: Engine) -> Iterator[Finding]:
 
 @torch.no_grad()
 def chi_square(policy: Policy, prompt: Sequence[int], drawn: Sequence[int]) -> float:
-    """The p-value of the tokens drawn after a prompt, given the trainer's probabilities; those expected less than five times
-    are counted together."""
+    """The p-value of the tokens drawn after a prompt, given the trainer's probabilities. Tokens that are expected less than
+    five times are counted as one."""
     counts = Counter(drawn)
     logp, _, _ = completion_logprobs(policy.model, [prompt], [[[token] for token in counts]])
     expected = len(drawn) * logp[:, 0].exp().double().cpu().numpy()
     often = expected >= 5
-    observed = [*[count for count, keep in zip(counts.values(), often, strict=True) if keep], 0]
-    observed[-1] = len(drawn) - sum(observed)
-    rest = max(len(drawn) - expected[often].sum(), 1e-9)
-    if len(observed) == 1 or rest < 1 and not observed[-1]:  # nothing to tell apart, or no rest
-        observed, expected = observed[:-1], expected[often]
-        return float(stats.chisquare(observed, expected * sum(observed) / expected.sum()).pvalue) if len(observed) > 1 else 1.0
-    return float(stats.chisquare(observed, [*expected[often], rest]).pvalue)
+    observed, expected = np.array([*counts.values()])[often], expected[often]
+    observed, expected = np.append(observed, len(drawn) - observed.sum()), np.append(expected, len(drawn) - expected.sum())
+    statistic = ((observed - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+    return float(stats.chi2.sf(statistic, len(often.nonzero()[0]) or 1))
 
 
-def _memory(policy: Policy, tokens: int) -> Iterator[Finding]:
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    trained = sum(p.numel() for p in policy.trainable())
-    optimizer = 12 * trained  # gradient and Adam's two moments, float32
+def _memory(policy: Policy, engine: TransformersEngine, tokens: int) -> Iterator[Finding]:
+    shared = {id(p) for p in policy.model.parameters()}
+    weights, sampler = (sum(p.numel() * p.element_size() for p in parameters) for parameters in (
+        policy.model.parameters(), (p for p in engine.model.parameters() if id(p) not in shared)))
+    optimizer = 12 * sum(p.numel() for p in policy.trainable())  # gradient and Adam's two moments, float32
     short, long = saved_bytes(policy, 16), saved_bytes(policy, 48)
     activations = short + (tokens - 16) * (long - short) // 32
-    need, free = optimizer + activations, memory_available(policy.device)
-    says = (f"weights take {gib(weights)}, gradient and optimizer {gib(optimizer)}, a pass of {tokens:,} tokens "
-            f"{gib(activations)}; {gib(free)} are free beside the weights")
-    fits = need < free
-    yield Finding("memory", fits or None, says, "" if fits else f"fewer tokens in a pass (now {tokens:,}), or a smaller model")
+    free = memory_available(policy.device)
+    fits = optimizer + activations < free
+    yield Finding("memory", fits or None, f"weights {mib(weights)}, the sampler's own {mib(sampler)}, gradient and optimizer "
+                  f"{mib(optimizer)}, a pass of {tokens:,} tokens {mib(activations)}; {mib(free)} free with the weights loaded",
+                  "" if fits else f"fewer than {tokens:,} tokens in a pass, or a smaller model")
+
+
+def mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def saved_bytes(policy: Policy, tokens: int) -> int:
