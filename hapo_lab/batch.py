@@ -30,21 +30,23 @@ class Rows:
         """Some rows in packs of at most `token_budget` tokens, a prompt counted once a pack. A rollout that is longer than
         that, with its prompt, is a pack alone."""
         packs: list[list[int]] = []
+        used = 0
         for i in some:
-            completion, g = len(self.rollouts[i].ids), self.group_of[i]
-            prompt = 0 if packs and self.group_of[packs[-1][-1]] == g else len(self.prompts[g])
-            if packs and used + prompt + completion <= token_budget:
+            completion, prompt = len(self.rollouts[i].ids), len(self.prompts[self.group_of[i]])
+            more = completion if packs and self.group_of[packs[-1][-1]] == self.group_of[i] else prompt + completion
+            if packs and used + more <= token_budget:
                 packs[-1].append(i)
-                used += prompt + completion
+                used += more
             else:
                 packs.append([i])
-                used = len(self.prompts[g]) + completion
+                used = prompt + completion
         return packs
 
     def of_pack(self, pack: list[int]) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
         """Prompts and, for each, the completions of a pack's rows."""
         groups = list(dict.fromkeys(self.group_of[i] for i in pack))
-        return [self.prompts[g] for g in groups], [[self.rollouts[i].ids for i in pack if self.group_of[i] == g] for g in groups]
+        completions = [[self.rollouts[i].ids for i in pack if self.group_of[i] == g] for g in groups]
+        return [self.prompts[g] for g in groups], completions
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Learner:
         self.policy, self.method, self.config, self.sampling = policy, method, config, sampling
         self.parameters = policy.trainable()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=policy.model.dtype == torch.float16)  # where the loss is computed
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
         """In float16 a token's share of a large batch's gradient would be 0: the loss is scaled up, and the gradients down."""
         self.torn = False
         """The policy has moved in a step that is not in the run log (yet)."""
@@ -102,7 +102,7 @@ class Learner:
             logp[rows, :width], entropy[rows, :width] = new.detach(), h.detach()
             new, h = (torch.nn.functional.pad(x, (0, logp.shape[1] - width)) for x in (new, h))
             loss, _ = self._loss(batch, new, h, logp if old_logp is None else old_logp, rows)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss.to(self.policy.device)).backward()  # the scale lives where the gradients do
         self.scaler.unscale_(self.optimizer)
         if teacher_gradient is None:
             return logp, entropy, 1.0

@@ -50,8 +50,8 @@ def sampled(policy, task, problems=4, n=4):
     """Groups as the policy's engine draws them; the first rollout of each is called right, so that none is dead."""
     some = task.train[:problems]
     drawn = TransformersEngine(policy).generate([prompt_ids(policy, p) for p in some], n, Sampling(task.max_new_tokens), 0)
-    groups = [[grade(task, p, c) for c in completions] for p, completions in zip(some, drawn, strict=True)]
-    return [Group(p, tuple(replace(r, reward=float(i == 0)) for i, r in enumerate(g))) for p, g in zip(some, groups, strict=True)]
+    return [Group(p, tuple(replace(grade(task, p, c), reward=float(i == 0)) for i, c in enumerate(completions)))
+            for p, completions in zip(some, drawn, strict=True)]
 
 
 def taught(method, groups, demonstration=TEACHER):
@@ -115,7 +115,7 @@ def test_a_float16_run_resumes_bit_for_bit(loaded_in_half, sums, tmp_path):
         list(trainer(policy, "whole"))
     for policy in as_new(loaded_in_half):
         steps = iter(trainer(policy, "parts"))
-        assert [next(steps).skipped for _ in range(3)][0] > 0
+        assert next(steps).skipped > 0 and [next(steps).step, next(steps).step] == [2, 3]
         steps.close()
     for policy in as_new(loaded_in_half):
         assert [r.step for r in trainer(policy, "parts", resume=True)] == [3, 4, 5, 6]
@@ -128,7 +128,7 @@ def test_a_float16_run_resumes_bit_for_bit(loaded_in_half, sums, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_kl_of_a_fresh_policy_is_zero_in_every_dtype(dtype, sums):
     policy = loaded_in(dtype)
-    assert abs(Learner(policy, HAPO, CONFIG, Sampling()).kl_to_base(sampled(policy, sums))) < 1e-6
+    assert Learner(policy, HAPO, CONFIG, Sampling()).kl_to_base(sampled(policy, sums, problems=8)) == 0
 
 
 def test_the_kl_is_of_the_policy_that_sampled(fresh, sums):
@@ -149,7 +149,7 @@ def test_the_kl_is_k3_of_plain_log_probabilities(fresh, sums):
 
 def test_no_pass_exceeds_the_token_budget_unless_one_completion_does(fresh, sums):
     groups, passes, results = taught(HAPO, sampled(fresh, sums)), [], []
-    fresh.model.get_base_model().base_model.register_forward_pre_hook(
+    hook = fresh.model.get_base_model().base_model.register_forward_pre_hook(
         lambda _, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     longest = max(len(prompt_ids(fresh, g.problem)) + len(r.ids) for g in groups for r in (*g.sampled, *g.rollouts))
     for budget in (1, longest + 30, 10_000):
@@ -157,6 +157,7 @@ def test_no_pass_exceeds_the_token_budget_unless_one_completion_does(fresh, sums
         passes.clear()
         results.append((learner.kl_to_base(groups), learner.update(groups, 0.0)["loss"]))
         assert max(passes) <= max(budget, longest)
+    hook.remove()
     assert results[0] == pytest.approx(results[2], rel=1e-3) and results[1] == pytest.approx(results[2], rel=1e-3)
     assert len(passes) == 4  # two of the KL, one of the teacher's rollouts, one of the student's
 
@@ -164,7 +165,8 @@ def test_no_pass_exceeds_the_token_budget_unless_one_completion_does(fresh, sums
 # what an engine did not say ----------------------------------------------------------------------------------------
 
 def without_logps(group, seats):
-    return replace(group, rollouts=tuple(replace(r, engine_logps=()) if i in seats else r for i, r in enumerate(group.rollouts)))
+    rollouts = [replace(r, engine_logps=()) if i in seats else r for i, r in enumerate(group.rollouts)]
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def test_missing_log_probs_are_no_zeros(fresh, sums):
