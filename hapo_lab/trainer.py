@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import random
-import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +19,12 @@ from hapo_lab.chat import demonstration_ids, prompt_ids
 from hapo_lab.config import TINY, Config, learning_rate
 from hapo_lab.evaluate import evaluate, grade
 from hapo_lab.gate import BetaGate, Gate
+from hapo_lab.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.learner import Learner, NotFinite
 from hapo_lab.methods import PARTS, Method, judge, teach
 from hapo_lab.models import Policy
 from hapo_lab.records import RunLog, StepRecord, changed_entries
-from hapo_lab.rollouts import Engine, EngineError, Sampling
+from hapo_lab.rollouts import Engine, Sampling
 from hapo_lab.seeds import derive
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks import Problem, Task
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
     from hapo_lab.background import Run
 
 __all__ = ["TINY", "Config", "Trainer", "TrainingError", "resume"]
-
-
-class TrainingError(RuntimeError):
-    """The run can't go on; the last good state is kept."""
 
 
 class Trainer:
@@ -94,23 +88,23 @@ class Trainer:
         if folder and resume and (self.log.folder / "run.json").exists():
             self._resume()
         elif folder:
-            with _writing(self.log.folder):
+            with writing(self.log.folder):
                 self.log.create()
             self.save()
-        with _sampling():
+        with sampling():
             self.engine.sync()  # vLLM starts here, where it may say so, and not in the first step's time
 
     def __iter__(self) -> Iterator[StepRecord]:
         self._end_background()
         self._stop.clear()
-        with _interrupt_asks(self._stop):
+        with interrupt_asks(self._stop):
             while len(self.log.steps) < self.log.planned:
                 if self.learner.torn:
                     self._restore()
                 yield self._whole_step(len(self.log.steps) + 1)
                 if self._stop.is_set() and len(self.log.steps) < self.log.planned:
                     self.save()
-                    with _writing(self.log.folder):
+                    with writing(self.log.folder):
                         self.log.event("stopped")
                     return
 
@@ -144,14 +138,14 @@ class Trainer:
             if gate != before:
                 self._warn(gate)
                 described = replace(self.method, gate=gate).described()["gate"]
-                with _writing(self.log.folder):
+                with writing(self.log.folder):
                     self.log.event("changed", after_step=self._next - 1, gate=described)
         return gate
 
     def save(self) -> None:
         """Write a checkpoint, if the run has a folder. TrainingError if it can't be written; the one before stays."""
         if self.log.folder:
-            with _writing(self.log.folder):
+            with writing(self.log.folder):
                 self.log.sync()
                 checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.policy,
                                 self.learner.optimizer, self.learner.scaler)
@@ -168,10 +162,10 @@ class Trainer:
         with self.log.lock:
             method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
         try:
-            with _sampling():
+            with sampling():
                 record, groups, gate_state = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
-            with _writing(self.log.folder):
+            with writing(self.log.folder):
                 self.log.add(record, groups)
         finally:
             self._begun = 0
@@ -183,13 +177,13 @@ class Trainer:
 
     def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict]:
         seconds: dict[str, float] = {}
-        with _timed(seconds, "rollout"):
+        with timed(seconds, "rollout"):
             self.engine.sync()
             sampled = self._sample(self.problems(step), seed=derive(self.config.seed_of("sampling"), "rollouts", step))
             self.engine.sleep()
             if not self._compared:
                 self._compare(sampled)
-        with _timed(seconds, "gate"):
+        with timed(seconds, "gate"):
             uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
             demonstrations = [self.demonstration(g.problem) for g in sampled]
@@ -197,12 +191,12 @@ class Trainer:
         rate, heldout, kl = learning_rate(self.config, step), None, None
         evaluates = self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned)
         if evaluates:
-            with _timed(seconds, "evaluate"):
+            with timed(seconds, "evaluate"):
                 kl = self.learner.kl_to_base(sampled)  # before the update: of the policy that sampled
-        with _timed(seconds, "update"):
+        with timed(seconds, "update"):
             update = self._update(step, groups, rate)
         if evaluates:
-            with _timed(seconds, "evaluate"):
+            with timed(seconds, "evaluate"):
                 self.engine.sync()
                 heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
@@ -325,7 +319,7 @@ class Trainer:
         found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, self.learner.scaler, at_most=steps)
         if not found and steps:
             raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
-        with _writing(folder):
+        with writing(folder):
             step, self.gate_state = found or (0, {})
             self.log.rewind(step)
         if not found:
@@ -363,50 +357,3 @@ def _number(name: str, value: float) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"gate: the {name} is {value!r}; it must be a number.") from None
-
-
-@contextmanager
-def _writing(folder: Path | None):
-    """A full disk, in words. The step that didn't fit is done again when the run resumes."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(f"{folder} can't be written ({error.strerror or error}); what was saved before is whole. "
-                            "Make room there, then resume the run.") from error
-
-
-@contextmanager
-def _sampling():
-    """An engine that can't answer, in words. The step that it broke off is done again."""
-    try:
-        yield
-    except EngineError as error:
-        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: "
-                            "iterate again, or resume the run.") from error
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str):
-    start = time.perf_counter()
-    yield
-    seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - start
-
-
-@contextmanager
-def _interrupt_asks(asked: threading.Event):
-    """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(*_):
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        print("finishing this step and saving; interrupt again to stop at once", flush=True)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

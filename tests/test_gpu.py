@@ -1,9 +1,8 @@
 """On a real GPU, and only when asked for: `python -m pytest -m gpu`."""
 
+import on_device
 import pytest
 import torch
-
-import on_device
 
 pytestmark = pytest.mark.gpu
 

@@ -5,8 +5,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from hapo_lab import disk, models
-from hapo_lab.doctor import gradient_agreement
 from hapo_lab.chat import prompt_ids
+from hapo_lab.doctor import gradient_agreement
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
 from hapo_lab.tasks import load_task

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from hapo_lab import vllm_engine, vllm_process
-from hapo_lab.cli import main
 from hapo_lab.chat import prompt_ids
+from hapo_lab.cli import main
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.models import load_policy
 from hapo_lab.records import RunLog
