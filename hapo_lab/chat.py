@@ -57,7 +57,11 @@ def _closing(tokenizer: PreTrainedTokenizerBase, template: dict) -> int | None:
     """What the template writes after an assistant's text, white space apart, if that is a token of its own."""
     said = "Paris"
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": said}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False, **template).rpartition(said)[2]
+    try:
+        after = tokenizer.apply_chat_template(turns, tokenize=False, **template).rpartition(said)[2]
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} does not take a user's turn and an assistant's "
+                         f"({error}), so what ends a turn is not known: give it the arguments it wants, or mend it.") from None
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 

@@ -117,6 +117,12 @@ def test_a_model_without_any_end_is_refused(tmp_path):
         load_policy(folder, quantize=False)
 
 
+def test_a_template_that_takes_no_assistants_turn_is_refused(tmp_path):
+    folder = save(tmp_path, tokenizer_of("{{ raise_exception('No turns, please') }}", "</s>"))
+    with pytest.raises(ValueError, match=r"does not take a user's turn and an assistant's \(No turns, please\), so what ends"):
+        load_policy(folder, quantize=False)
+
+
 # templates ---------------------------------------------------------------------------------------------------------
 
 

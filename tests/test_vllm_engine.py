@@ -165,10 +165,15 @@ def test_a_hostile_generation_config_changes_nothing_and_nan_is_an_error(fresh, 
     assert fits(fresh, prompts[0], first) > 0.01
 
     with torch.no_grad():
+        before = fresh.trainable()[-1][0, 0].item()
         fresh.trainable()[-1][0, 0] = torch.nan
     engine.sync()
     with pytest.raises(EngineError, match="tiny gives NaN for log-probabilities"):
         engine.generate(prompts, 2, Sampling(4), seed=0)
+    with torch.no_grad():
+        fresh.trainable()[-1][0, 0] = before
+    engine.sync()
+    assert engine.generate(prompts, 8, Sampling(16), seed=1) == drawn  # and leaves nothing behind
     engine.close()
 
 
