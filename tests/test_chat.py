@@ -9,13 +9,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hapo_lab.chat import PLAIN, demonstration_ids, prompt_ids, text_of
+from hapo_lab.cli import main
 from hapo_lab.demonstrate import Demonstrations
 from hapo_lab.evaluate import evaluate
-from hapo_lab.methods import GRPO
+from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.models import load_policy
+from hapo_lab.records import RunLog
 from hapo_lab.rollouts import Sampling, TransformersEngine
 from hapo_lab.tasks import Problem, Task, Verdict
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.trainer import Config, Trainer, resume
 
 GEMMA = ("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
          "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
@@ -143,6 +145,26 @@ def test_arguments_reach_the_template_and_are_kept(loaded):
     assert plain.tokenizer.decode(prompt_ids(plain, ASKED)).endswith("<|im_start|>assistant\n")
     assert quick.tokenizer.decode(prompt_ids(quick, ASKED)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert quick.ends == plain.ends
+
+
+def test_the_command_takes_arguments_and_the_run_keeps_them(tmp_path):
+    model = save(tmp_path / "model", tokenizer_of(CHATML, "<|im_end|>"))
+    rows = [{"prompt": f"What is 7*{i}?", "answer": str(7 * i)} for i in range(5)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train", str(tmp_path / "run"), "--model", model, "--no-quantize", "--task", str(tmp_path / "own.jsonl"),
+               "--verifier", "last_number", "--max-new-tokens", "4", "--steps", "1", "--prompts", "1", "--group-size", "2",
+               "--eval-every", "0"]
+    for wrong, sentence in (("enable_thinking", 2), ("thinking=1", "takes no 'thinking': leave that argument out")):
+        with pytest.raises(SystemExit) as refused:
+            main([*command, "--template-arg", wrong])
+        assert refused.value.code == sentence or sentence in str(refused.value)
+    main([*command, "--template-arg", "enable_thinking=false"])
+    assert RunLog.load(tmp_path / "run").about["template"] == {"enable_thinking": False}
+    trainer = resume(tmp_path / "run")
+    assert trainer.policy.tokenizer.decode(prompt_ids(trainer.policy, ASKED)).endswith("<think>\n\n</think>\n\n")
+    with pytest.raises(ValueError, match="template.enable_thinking is False there and None here"):
+        Trainer(load_policy(model, quantize=False), trainer.task, HAPO, trainer.config, folder=tmp_path / "run", resume=True)
+    main(["evaluate", str(tmp_path / "run"), "--samples", "1"])
 
 
 @pytest.mark.parametrize("argument", ["enable_thinkin", "messages", "add_generation_prompt", "tokenize"])

@@ -234,7 +234,8 @@ def test_a_verifier_of_your_own_comes_from_its_file(write, verifier):
 @pytest.mark.parametrize(("name", "sentence"), [
     ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, or write FILE.py:FUNCTION"),
     ("other.py:verify", "'other.py:verify': there is no file other.py"),
-    ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"), ("{}", "write FILE.py:F")])
+    ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"),
+    ("{}", "write FILE.py:F")])
 def test_a_verifier_that_is_not_there_is_named(verifier, name, sentence):
     with pytest.raises(ValueError) as error:
         load_verifier(name.format(verifier))
@@ -256,7 +257,8 @@ def test_a_verifier_must_return_a_verdict(write, verifier):
 
 def about(task, seed=3):
     """As in a run.json; the run's own seed says nothing of the task's."""
-    return json.loads(json.dumps({"task": task.name, "source": task.source, "problems": task.identity, "config": {"seed": seed}}))
+    described = {"task": task.name, "source": task.source, "problems": task.identity, "config": {"seed": seed}}
+    return json.loads(json.dumps(described))
 
 
 def test_the_task_of_a_run_is_built_again(write, verifier):
@@ -296,7 +298,7 @@ def test_a_file_that_changed_or_went_is_refused(write):
 def test_a_verifier_whose_file_changed_is_refused(write, verifier):
     run = about(load(write(*SUMS), f"{verifier}:verify"))
     verifier.write_text(VERIFIER.replace("problem.answer in completion", "True"))
-    with pytest.raises(ValueError, match="task 'own', its verifier: .*mine.py has changed since the run was made: bring the old"):
+    with pytest.raises(ValueError, match="task 'own', its verifier: .*mine.py has changed since the run was made: bring"):
         task_of_run(run)
 
 

@@ -193,7 +193,8 @@ def test_what_ran_is_what_resumes(tiny, sums, mine, tmp_path, name):
     with pytest.raises(ValueError, match="can't be rebuilt from its run.json: .*mine.py has changed since the run was made"):
         resume(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds another run: method\.(gate\.)?sha256 is"):
-        Trainer(fresh_of(tiny), sums, get_method(f"{mine}:{name}"), replace(SMALL, steps=3), folder=tmp_path / "run", resume=True)
+        other = get_method(f"{mine}:{name}")
+        Trainer(fresh_of(tiny), sums, other, replace(SMALL, steps=3), folder=tmp_path / "run", resume=True)
 
 
 def fresh_of(policy):
