@@ -1,6 +1,6 @@
 """What a notebook's first cell calls: it installs what this kit needs and the machine lacks, as Colab's does some.
 
-Nothing here imports what it may have to install.
+Nothing here imports what it may have to install or remove.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from hapo_lab.doctor import ROOT, installed_version, requirements
 LEFT_ALONE = ("torch", "numpy", "ipykernel", "ipywidgets")
 """Never installed and never replaced: on Colab they fit the drivers, the running kernel and the front end."""
 
+TORCHAO = "0.16"
+"""Beside an older one than this, peft 0.21 adds no adapter to a layer that isn't quantized. Colab ships 0.10."""
+
 
 def prepare() -> None:
-    """Install what is missing, and say so; say nothing where nothing is. Processes that a cell starts will find this package.
+    """Install what is missing, remove what peft refuses, and say so; say nothing where nothing is to do. Processes that a cell
+    starts will find this package.
 
     Raises
     ------
     RuntimeError
-        pip could not install it.
+        pip could not install or remove it.
     """
     if wanted := missing():
         print(f"installing {', '.join(wanted)}; {', '.join(LEFT_ALONE)} stay as they are", flush=True)
         install(wanted)
+    if refused := refused_torchao():
+        print(f"removing torchao {refused}, which peft refuses and this kit does without", flush=True)
+        _pip("uninstall", "--yes", "torchao", doing="remove torchao")
     paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     if str(ROOT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
@@ -48,10 +55,20 @@ def install(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(held))
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *wanted],
-                              capture_output=True, text=True)
+        _pip("install", "--constraint", constraints, *wanted, doing=f"install {', '.join(wanted)}")
+
+
+def refused_torchao() -> str | None:
+    """The version of a torchao that is too old for peft. A newer one would hold code that is compiled for another torch."""
+    from packaging.version import Version
+    version = installed_version("torchao")
+    return version if version and Version(version) < Version(TORCHAO) else None
+
+
+def _pip(command: str, *arguments, doing: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", command, "--quiet", *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"could not install {', '.join(wanted)} with pip; its last words: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"could not {doing} with pip; its last words: {done.stderr.strip()[-300:]}")
     importlib.invalidate_caches()
 
 

@@ -77,6 +77,30 @@ def test_what_is_left_alone_is_never_asked_for(monkeypatch):
     assert [line for line in requirements() if line.startswith(LEFT_ALONE)]  # they are needed, all the same
 
 
+def test_what_it_installs_fits_into_colabs_image(tmp_path):
+    """Resolved for Colab's Python, from wheels alone; nothing is downloaded but what describes them."""
+    pinned = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    wanted = [f"{name}=={pinned[name]}" for name in ("transformers", "peft", "bitsandbytes", "gguf")]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--target",
+                           tmp_path / "nothing", "--python-version", "3.13", "--only-binary=:all:", "--constraint",
+                           ROOT / "tests" / "colab_image.txt", *wanted], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+UNQUANTIZED = "from hapo_lab.models import load_policy; assert not load_policy('tiny', quantize=False).quantized"
+
+
+def test_peft_refuses_an_old_torchao(tmp_path):
+    """Or it need not be removed."""
+    described = tmp_path / "torchao-0.10.0.dist-info" / "METADATA"
+    for file in (tmp_path / "torchao" / "__init__.py", described):
+        file.parent.mkdir()
+        file.write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n" if file == described else "")
+    done = subprocess.run([sys.executable, "-c", UNQUANTIZED], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert "ImportError: Found an incompatible version of torchao" in done.stderr
+
+
 @dataclass(frozen=True)
 class Colab:
     """A machine like Colab's, on which a notebook's first cell was run."""
@@ -92,8 +116,9 @@ class Colab:
         return subprocess.run([self.python, *arguments], capture_output=True, text=True, env=env, **options)
 
     def versions(self) -> dict[str, str]:
+        """"None" of what isn't there."""
         names = [*VERSIONS, "torch", "bitsandbytes", "gguf"]
-        done = self.run("-c", f"from importlib.metadata import version; print(*map(version, {names}))")
+        done = self.run("-c", f"from hapo_lab.doctor import installed_version as of; print(*map(of, {names}))", cwd=ROOT)
         return dict(zip(names, done.stdout.split(), strict=True))
 
 
@@ -123,13 +148,24 @@ def colab(tmp_path_factory) -> Colab:
 
 def test_on_colab_the_first_cell_installs_what_is_missing_and_leaves_the_rest(colab):
     assert colab.first.returncode == 0 and not colab.first.stderr
-    said, = colab.first.stdout.splitlines()
+    said, removed = colab.first.stdout.splitlines()
     before, after = colab.before, colab.versions()
     assert {name: before[name] for name in VERSIONS} == VERSIONS
     assert said == (f"installing transformers=={after['transformers']}, peft=={after['peft']}; "
                     "torch, numpy, ipykernel, ipywidgets stay as they are")
     assert all(after[name] == before[name] for name in (*LEFT_ALONE, "scipy", "matplotlib", "ipython", "bitsandbytes", "gguf"))
     assert f"transformers=={after['transformers']}" in (ROOT / "requirements.txt").read_text().splitlines()
+    assert removed == f"removing torchao {before['torchao']}, which peft refuses and this kit does without"
+    assert after["torchao"] == "None"
+
+
+def test_then_adapters_are_added_to_layers_that_are_not_quantized(colab, tmp_path):
+    """As lesson 05 does it with a saved adapter."""
+    load = ("from hapo_lab.models import load_policy, model_source; from peft import PeftModel; "
+            "from transformers import AutoModelForCausalLM; load_policy('tiny').model.save_pretrained('adapter'); "
+            "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_source('tiny')), 'adapter')")
+    done = colab.run("-c", f"import sys; sys.path.insert(0, {str(colab.content)!r}); {UNQUANTIZED}; {load}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_run_again_it_says_nothing_and_overwrites_nothing(colab):

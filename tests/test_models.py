@@ -52,6 +52,14 @@ def test_the_trap_is_there_without_our_guard():
                for m in policy.model.modules() if isinstance(m, Linear4bit))
 
 
+def test_no_layer_is_allowed_to_repack_whatever_the_processor(monkeypatch):
+    """Here as on one with AVX512-BF16: bitsandbytes asks for it where it makes a layer."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    assert Linear4bit(64, 64).support_avx512bf16_for_cpu
+    layers = [m for m in models.load_policy("tiny").model.modules() if isinstance(m, Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 def test_an_adapter_that_was_saved_and_loaded_is_the_same_policy(moved, tmp_path):
     moved.model.save_pretrained(tmp_path)
     again = models.load_policy("smollm2-135m", adapter=tmp_path)

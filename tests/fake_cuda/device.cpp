@@ -1,5 +1,5 @@
-// A CUDA device for machines that have none. Its memory is the CPU's, and so are its kernels: an operator sees its tensors under
-// the CPU's name while it runs. Before that it is asked what a real device asks: that no operand, and no generator, is the CPU's.
+// A CUDA device for machines that have none. Its memory is the CPU's, and so are its kernels: an operator sees its tensors
+// under the CPU's name while it runs. Before that it checks what a real device checks: that none of them is the CPU's.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -71,8 +71,8 @@ class Call {
     const auto& arguments = op_.schema().arguments();
     const size_t first = stack_.size() - arguments.size();
     for (size_t i = 0; i < arguments.size(); i++) lend(stack_[first + i], arguments[i]);
-    TORCH_CHECK(!device_ || host_ < 0, "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
-                "cpu! (", name(), ", argument ", host_ < 0 ? "" : arguments[host_].name(), ")");
+    TORCH_CHECK(!device_ || host_ < 0, "Expected all tensors to be on the same device, but found at least two devices, ",
+                "cuda:0 and cpu! (", name(), ", argument ", host_ < 0 ? "" : arguments[host_].name(), ")");
     op_.callBoxed(&stack_);
     for (auto& [own, lent] : lent_) keep_up(own, lent);
     for (size_t i = stack_.size() - op_.schema().returns().size(); i < stack_.size(); i++) take_back(stack_[i]);
@@ -81,7 +81,7 @@ class Call {
  private:
   std::string name() const { return toString(op_.operator_name()); }
 
-  // `indices`: of what is indexed; a real device takes them from the CPU too.
+  // A number may be the CPU's, unless it is written to; so may indices, which come in an optional list.
   void lend(c10::IValue& value, const c10::Argument& argument) {
     const bool written = argument.alias_info() && argument.alias_info()->isWrite();
     auto one = [&](const Tensor& t, bool may_be_host = false) {
@@ -226,10 +226,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("set_.source_Tensor", set_tensor);
 }
 
-// What has a kernel for CUDA in bitsandbytes; its plain kernels, for devices that it doesn't know, would come before the fallback.
+// What has a kernel for CUDA in bitsandbytes. Its plain kernels, for unknown devices, would come before the fallback.
 TORCH_LIBRARY_IMPL(bitsandbytes, CUDA, library) {
-  for (const char* name : {"quantize_4bit", "dequantize_4bit", "dequantize_4bit.out", "quantize_blockwise", "dequantize_blockwise",
-                           "dequantize_blockwise.out", "gemm_4bit", "gemv_4bit",
+  for (const char* name : {"quantize_4bit", "dequantize_4bit", "dequantize_4bit.out", "quantize_blockwise",
+                           "dequantize_blockwise", "dequantize_blockwise.out", "gemm_4bit", "gemv_4bit",
                            "gemv_4bit.out"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run>());
 }

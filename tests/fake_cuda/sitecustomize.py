@@ -1,6 +1,6 @@
-"""Python starts with a CUDA device where this folder is on its path: `device.cpp`, compiled to $FAKE_CUDA, of $FAKE_CUDA_CAPABILITY.
+"""Python starts with a CUDA device where this folder is on its path: `device.cpp`, compiled to $FAKE_CUDA.
 
-As with a real one, CUDA_VISIBLE_DEVICES="" hides it, until somebody has looked.
+Its capability is $FAKE_CUDA_CAPABILITY. As with a real one, CUDA_VISIBLE_DEVICES="" hides it, until somebody has looked.
 """
 
 import ctypes
