@@ -2,7 +2,8 @@
 
 Every random choice of the trainer is a function of (seed, step), and so is the order of the problems. So a checkpoint
 holds the step, the adapter, the optimizer, float16's loss scale and what the gate remembers, and with these a run goes on
-exactly as if nothing had happened. Numbers of the gate that were changed while it trained are events of the run log.
+exactly as if nothing had happened. (On a CPU with the same number of threads. A GPU adds up in no fixed order, so there the
+last digits may differ.) Numbers of the gate that were changed while it trained are events of the run log.
 
 `step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state, the
 scaler's and the other files' checksums.
