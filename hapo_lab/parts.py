@@ -15,9 +15,12 @@ from dataclasses import fields, is_dataclass
 from math import inf
 from pathlib import Path
 from types import FunctionType, ModuleType
+from weakref import WeakKeyDictionary
 
 _loaded: dict[tuple[str, str], ModuleType] = {}
 """Files as they were run, by path and checksum: the same class each time it is asked for."""
+_origins: WeakKeyDictionary[type | FunctionType, dict] = WeakKeyDictionary()
+"""Where a class or function came from: its file as it was when it was run or, if Python imported it, first described."""
 
 
 def described(part) -> str | int | float | list | dict | None:
@@ -96,7 +99,9 @@ def _run(path: Path, found: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
-    module.__hapo_lab_sha256__ = found
+    for attribute, part in vars(module).items():
+        if isinstance(part, type | FunctionType) and (part.__module__, part.__qualname__) == (name, attribute):
+            _origins[part] = {"kind": f"{path}:{attribute}", "sha256": found}
     _loaded[str(path), found] = module
     return module
 
@@ -104,6 +109,8 @@ def _run(path: Path, found: str) -> ModuleType:
 def _named(kind: type | FunctionType, stateful: bool) -> dict:
     """What a class or function is found by again."""
     module, name = sys.modules.get(kind.__module__), kind.__qualname__
+    if kind in _origins and not stateful:
+        return _origins[kind]
     if kind.__module__.partition(".")[0] == "hapo_lab":
         return {"kind": name}
     unknown = ("is defined in a notebook or a script, where no other process finds it" if kind.__module__ == "__main__"
@@ -113,7 +120,7 @@ def _named(kind: type | FunctionType, stateful: bool) -> dict:
     if unknown:
         return {"kind": name, "unknown": unknown}
     path = _file(kind)
-    return {"kind": f"{path}:{name}", "sha256": getattr(module, "__hapo_lab_sha256__", None) or checksum(path)}
+    return _origins.setdefault(kind, {"kind": f"{path}:{name}", "sha256": checksum(path)})
 
 
 def _file(kind: type | FunctionType) -> Path | None:

@@ -117,7 +117,7 @@ class Trainer:
         """As it decides from the next step on: the method's, with the numbers as they were changed last."""
         given = self.method.described()["gate"]
         changed = {name: parts.rebuilt(value, PARTS) for name, value in self.log.gate(self._next).items()
-                   if value != given.get(name)}
+                   if value != given.get(name)}  # its kind is what it was: another one is another run
         return replace(self.method.gate, **changed) if changed else self.method.gate
 
     def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:

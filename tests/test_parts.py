@@ -122,6 +122,20 @@ def test_a_file_that_changed_is_another_part(mine):
     assert get_method(f"{mine}:MINE").described()["gate"]["sha256"] != described["gate"]["sha256"]
 
 
+def test_a_file_that_is_edited_while_a_run_trains_changes_nothing_in_it(fresh, sums, mine, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(mine.parent)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    import mine as module
+    for gate in (module.Every(3), get_gate(f"{mine}:Every", steps=3)):
+        mine.write_text(MINE)
+        trainer = Trainer(fresh, sums, replace(HAPO, gate=gate), SMALL, folder=tmp_path / f"{id(gate)}")
+        next(iter(trainer))
+        mine.write_text(MINE + "\n")
+        assert trainer.gate == gate and [r.step for r in trainer] == [2]
+        with pytest.raises(ValueError, match="has changed since the run was made"):
+            resume(trainer.log.folder)
+
+
 @pytest.mark.parametrize(("get", "name", "sentence"), [
     (get_gate, "{}:Nothing", "there is nothing named 'Nothing' in"), (get_gate, "{}:NUMBER", "mine.py:NUMBER' is no gate"),
     (get_gate, "gone.py:Every", "'gone.py:Every': there is no file gone.py"), (get_method, "{}:Every", "Every' is no Method"),

@@ -85,7 +85,7 @@ def test_the_command_line_says_it_in_one_sentence(whole, monkeypatch, broken, tm
     broken.model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "run.json").write_text((whole / "run.json").read_text())
     (tmp_path / "steps.jsonl").write_text("")
-    monkeypatch.setattr("hapo_lab.cli.load_policy", lambda *_, **__: broken)
+    monkeypatch.setattr("hapo_lab.cli.policy_of", lambda *_, **__: broken)
     with pytest.raises(SystemExit, match=r"^hapo_lab: tiny gives NaN for log-probabilities"):
         main(["evaluate", str(tmp_path)])
 
