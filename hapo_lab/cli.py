@@ -17,15 +17,15 @@ from tqdm import tqdm
 from hapo_lab.about import policy_of
 from hapo_lab.datasets import VERIFIERS, load_jsonl, load_verifier, task_of_run
 from hapo_lab.demonstrate import Demonstrations
-from hapo_lab.doctor import findings as of_machine
-from hapo_lab.doctor import report as tell
+from hapo_lab.doctor import main as examine_machine
+from hapo_lab.doctor import report as report_findings
 from hapo_lab.drawing import to_png
 from hapo_lab.evaluate import evaluate
 from hapo_lab.figures import comparison_figure, training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import GATES, METHODS, get_gate, get_method, get_shaping
-from hapo_lab.model_doctor import findings as of_model
+from hapo_lab.model_doctor import findings as model_findings
 from hapo_lab.models import PRESETS, load_policy
 from hapo_lab.records import RunLog, mean_of, progress_line
 from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
@@ -153,12 +153,10 @@ def demonstrate(args: argparse.Namespace) -> None:
 
 def examine(args: argparse.Namespace) -> None:
     """This machine, or a model on it; exit code 1 where training can't work."""
-    if args.model:
-        found = of_model(args.model, args.tokens, not args.no_quantize, dict(args.template_arg))
-        fine = tell(found, f"{args.model} can be trained here.", f"{args.model} can't be trained here")
-    else:
-        fine = tell(of_machine(), "Training works here.", "Training can't work here yet")
-    sys.exit(not fine)
+    if not args.model:
+        return examine_machine()
+    found = model_findings(args.model, args.tokens, not args.no_quantize, dict(args.template_arg))
+    sys.exit(not report_findings(found, f"{args.model} can be trained here.", f"{args.model} can't be trained here"))
 
 
 def demo(args: argparse.Namespace) -> None:

@@ -69,9 +69,17 @@ def findings() -> Iterator[Finding]:
         yield from look()
 
 
+VERDICTS = "Training works here.", "Training can't work here yet"
+
+
 def doctor() -> None:
     """Print what this machine can do, and how to mend what it can't."""
-    report(findings(), "Training works here.", "Training can't work here yet")
+    report(findings(), *VERDICTS)
+
+
+def main() -> None:
+    """The command: exit code 1 where training can't work."""
+    sys.exit(not report(findings(), *VERDICTS))
 
 
 def report(found: Iterable[Finding], well: str, ill: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hapo_lab.evaluate import evaluate
-from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
+from hapo_lab.methods import GRPO, HAPO, METHODS, SFT, get_shaping
 from hapo_lab.records import RunLog
 from hapo_lab.rollouts import TransformersEngine
 from hapo_lab.tasks import load_task
@@ -139,12 +139,13 @@ def test_inner_epochs_move_the_ratio_away_from_one(policy, task):
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_the_policy_kept(policy, task, tmp_path):
-    broken = replace(HAPO, shaping=lambda logp: logp * torch.nan)
+    (tmp_path / "mine.py").write_text("def nan(logp):\n    return logp * float('nan')\n")
+    broken = replace(HAPO, shaping=get_shaping(f"{tmp_path / 'mine.py'}:nan"))
     before = adapter(policy)
     with pytest.raises(TrainingError, match="step 1 is refused, because the loss is nan.*as step 0 left it"):
-        list(Trainer(policy, task, broken, SMALL, folder=tmp_path))
+        list(Trainer(policy, task, broken, SMALL, folder=tmp_path / "run"))
     assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy)))
-    log = RunLog.load(tmp_path)
+    log = RunLog.load(tmp_path / "run")
     assert log.steps == [] and log.events[0]["kind"] == "refused"
 
 
