@@ -43,9 +43,10 @@ def findings(name: str, tokens: int, quantize: bool = True, template: dict | Non
 
 def _family(policy: Policy) -> Iterator[Finding]:
     config = policy.model.config.get_text_config()
-    layers = Counter(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+    usual = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    layers = Counter(getattr(config, "layer_types", None) or [usual] * config.num_hidden_layers)
     kinds = ", ".join(f"{count} layers of {kind.replace('_', ' ')}" for kind, count in layers.items())
-    yield Finding("family", True, f"{config.model_type}: {kinds}; reads {policy.context or 'any number of'} tokens; "
+    yield Finding("family", True, f"{config.model_type}: {kinds}; reads {policy.context:,} tokens; "
                                   f"{'in 4 bits' if policy.quantized else 'not quantized'}")
     gap = agreement.verify(policy.model, policy.name)
     yield Finding("log-probabilities", True, f"those of packed rollouts are the model's own: they differ by {gap:.0e} on average "
