@@ -13,7 +13,7 @@ from hapo_lab import agreement, chat
 from hapo_lab.doctor import Finding
 from hapo_lab.logprobs import completion_logprobs
 from hapo_lab.models import Policy, load_policy, memory_available
-from hapo_lab.rollouts import Engine, Sampling, TransformersEngine
+from hapo_lab.rollouts import Engine, EngineError, Sampling, TransformersEngine
 from hapo_lab.tasks import Problem
 
 PROMPT = Problem("doctor", ({"role": "user", "content": "What is 27 + 58?"},), "85")
@@ -37,7 +37,11 @@ def findings(name: str, tokens: int, quantize: bool = True, template: dict | Non
     yield from _turns(policy)
     _move(policy)
     engine = TransformersEngine(policy)
-    yield from _sampling(policy, engine)
+    try:
+        yield from _sampling(policy, engine)
+    except EngineError as error:
+        yield Finding("sampling", False, f"{error}.")
+        return
     yield from _memory(policy, engine, tokens)
 
 
