@@ -305,6 +305,7 @@ class Trainer:
         self._restore()
         if asked > log.planned:
             log.event("extended", steps=asked)
+            (log.folder / "evaluation.json").unlink(missing_ok=True)  # it was of the adapter that is trained on now
         if len(log.steps) < log.planned:
             gate, engine = here["method"]["gate"], here["versions"]["engine"]
             log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),

@@ -326,7 +326,11 @@ def test_the_same_trainer_goes_on_when_there_is_room_again(fresh, sums, whole, t
 def test_a_finished_run_is_extended_from_its_folder_and_in_python_alike(fresh, sums, whole, tmp_path):
     for run in ("a", "b"):
         shutil.copytree(whole, tmp_path / run)
+        (tmp_path / run / "evaluation.json").write_text("{}")
+    resume(tmp_path / "a")
+    assert (tmp_path / "a" / "evaluation.json").exists()
     extended = resume(tmp_path / "a", steps=8)
+    assert not (tmp_path / "a" / "evaluation.json").exists()  # nobody takes it for the longer run's
     assert [r.step for r in extended] == [7, 8] and extended.log.planned == 8 and extended.config == SMALL
     assert [r.learning_rate for r in extended.log.steps[-3:]] == pytest.approx([SMALL.final_rate * SMALL.learning_rate] * 3)
     assert extended.log.events[-2:] == [{"after_step": 6, "kind": "extended", "steps": 8}, {"after_step": 6, "kind": "resumed"}]
