@@ -34,7 +34,7 @@ def first_picture() -> None:
 def main() -> None:
     import ipywidgets
 
-    from hapo_lab import widgets
+    from hapo_lab.notebook import widgets
     first = statistics.median(seconds(first_picture) for _ in range(ROUNDS))
     print(f"first picture, Python's own start included: {first:.1f} s")
     print(f"{'explorable':16s} {'ladder':>10s} {'ladder + picture':>20s}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from hapo_lab.trainer import TINY, Config
+from hapo_lab.training.trainer import TINY, Config
 
 CELL = """
 import tempfile, time

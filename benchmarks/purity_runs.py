@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hapo_lab import disk
-from hapo_lab.chat import prompt_ids
-from hapo_lab.evaluate import evaluate, grade
-from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
-from hapo_lab.methods import GATES as KINDS
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import GATES as KINDS
+from hapo_lab.gates import RunningGate, StepAnnealedGate, SuccessAnnealedGate
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
-from hapo_lab.records import runs_folder
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.seeds import derive
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import TINY, Trainer
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility import disk
+from hapo_lab.reproducibility.seeds import derive
+from hapo_lab.runs.log import runs_folder
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.theory.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
+from hapo_lab.training.evaluation import evaluate, grade
+from hapo_lab.training.trainer import TINY, Trainer
 
 STEPS = TINY.steps
 PROBLEMS = 80

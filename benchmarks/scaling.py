@@ -17,11 +17,13 @@ from pathlib import Path
 
 from common import WholeCompletions, machine, medians, mixed, write
 
+from hapo_lab.engines.protocol import Engine
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
-from hapo_lab.models import Policy, load_policy
-from hapo_lab.rollouts import Engine, TransformersEngine
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, StepRecord, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.policy import Policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.trainer import Config, StepRecord, Trainer
 
 REPEATS = 5
 BASE = {"group size": 8, "prompts": 4, "new tokens": 24}

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hapo_lab.drawing import Figure, grid, headline, panel_title, plot_line, step_axis, style, to_png
 from hapo_lab.methods import METHODS
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog, runs_folder
-from hapo_lab.tasks import DATA, load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.pictures.style import Figure, grid, headline, panel_title, plot_line, step_axis, style, to_png
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.kit import DATA
+from hapo_lab.runs.log import RunLog, runs_folder
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.trainer import Config, Trainer
 
 SHIPPED = DATA / "runs" / "to_success"
 COMPARED, SEEDS, LEVELS = ("hapo", "luffy", "grpo"), range(3), (0.5, 0.8)

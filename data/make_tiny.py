@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hapo_lab.tasks import RESERVED_SUMS
+from hapo_lab.tasks.builtin import RESERVED_SUMS
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<pad>", "<unk>", "<user>", "<assistant>", "<end>"
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from hapo_lab.methods import judge, teach
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.tasks import Problem
+from hapo_lab.tasks.problem import Problem
 
 settings.register_profile("repo", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("repo")
@@ -58,14 +58,14 @@ def demonstration():
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M in 4 bits with a new adapter, loaded once."""
-    from hapo_lab.models import load_policy
+    from hapo_lab.policy.models import load_policy
     return load_policy("smollm2-135m", seed=0)
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """The preset of that name in 4 bits with a new adapter, loaded once."""
-    from hapo_lab.models import load_policy
+    from hapo_lab.policy.models import load_policy
     return load_policy("tiny", seed=0)
 
 
@@ -92,7 +92,7 @@ def as_new(policy):
 
 @pytest.fixture(scope="session")
 def sums():
-    from hapo_lab.tasks import load_task
+    from hapo_lab.tasks.builtin import load_task
     return load_task("sums", 0)
 
 
@@ -102,7 +102,7 @@ def whole(tiny, sums, tmp_path_factory):
     from test_durable import SMALL
 
     from hapo_lab.methods import HAPO
-    from hapo_lab.trainer import Trainer
+    from hapo_lab.training.trainer import Trainer
     folder = tmp_path_factory.mktemp("whole")
     for policy in as_new(tiny):
         list(Trainer(policy, sums, HAPO, SMALL, folder=folder))

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
-from hapo_lab.logprobs import completion_logprobs
+from hapo_lab.policy.logprobs import completion_logprobs
 
 TOKEN = 20
 HOSTILE = {

@@ -14,13 +14,13 @@ from conftest import as_new
 from jupyter_client.manager import KernelManager
 from test_durable import SMALL, contents
 
-from hapo_lab.background import run_in_background
-from hapo_lab.drawing import to_png
-from hapo_lab.figures import training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.records import RunLog
-from hapo_lab.trainer import Trainer, in_background, resume
+from hapo_lab.pictures.figures import training_figure
+from hapo_lab.pictures.style import to_png
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.background import run_in_background
+from hapo_lab.training.trainer import Trainer, in_background, resume
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 1e-6

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.methods import GRPO
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.trainer import Config, Trainer
-from hapo_lab.vllm_engine import SYNC_COSTS, TOKEN_SAVES
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.trainer import Config, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from hapo_lab.cli import main, summary
-from hapo_lab.records import RunLog
-from hapo_lab.tasks import load_task, question
-from hapo_lab.trainer import TINY
+from hapo_lab.commands.cli import main, summary
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.problem import question
+from hapo_lab.training.trainer import TINY
 
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
 

@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hapo_lab.colab import LEFT_ALONE, missing, prepare
-from hapo_lab.doctor import requirements
+from hapo_lab.notebook.colab import LEFT_ALONE, missing, prepare
+from hapo_lab.reproducibility.kit import requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -70,7 +70,7 @@ def test_in_a_checkout_that_is_not_installed(colab, tmp_path):
 
 def test_what_is_left_alone_is_never_asked_for(monkeypatch):
     wanted = [*(f"{name}>=99" for name in LEFT_ALONE), "scipy>=99", "no-such-package>=2", "gguf"]
-    monkeypatch.setattr("hapo_lab.colab.requirements", lambda: wanted)
+    monkeypatch.setattr("hapo_lab.notebook.colab.requirements", lambda: wanted)
     pinned, = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("scipy==")]
     assert missing() == [pinned, "no-such-package>=2"]
     assert set(LEFT_ALONE) == {"torch", "numpy", "ipykernel", "ipywidgets"}

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from hapo_lab.datasets import exact_match, last_number, load_jsonl, load_verifier, task_of_run
-from hapo_lab.tasks import Problem, Verdict, load_task, question
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
+from hapo_lab.tasks.problem import Problem, Verdict, question
+from hapo_lab.tasks.verifiers import exact_match, last_number, load_verifier
 
 SUMS = [{"prompt": f"What is {a} + 1?", "answer": str(a + 1), "demonstration": f"It is {a + 1}."} for a in range(10, 20)]
 

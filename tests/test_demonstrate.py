@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hapo_lab.cli import main
-from hapo_lab.datasets import exact_match, last_number, load_jsonl
-from hapo_lab.demonstrate import Demonstrations
-from hapo_lab.models import load_policy
-from hapo_lab.rollouts import Sampling
-from hapo_lab.tasks import load_task, question
+from hapo_lab.commands.cli import main
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.jsonl import load_jsonl
+from hapo_lab.tasks.problem import question
+from hapo_lab.tasks.verifiers import exact_match, last_number
+from hapo_lab.training.demonstrations import Demonstrations
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [{"prompt": question(p), "answer": p.answer.split()[-1]} for p in load_task("sums").train[:12]]

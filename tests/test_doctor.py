@@ -11,12 +11,12 @@ from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
 import hapo_lab
-from hapo_lab import models
-from hapo_lab.doctor import Finding, _bitsandbytes, _disk, _models, _packages, check, findings, gradient_agreement
-from hapo_lab.tasks import load_task
+from hapo_lab.commands.doctor import Finding, _bitsandbytes, _disk, _models, _packages, check, findings, gradient_agreement
+from hapo_lab.policy import models
+from hapo_lab.tasks.builtin import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULE = sys.modules["hapo_lab.doctor"]  # `hapo_lab.doctor` is the function
+MODULE = sys.modules["hapo_lab.commands.doctor"]  # `hapo_lab.doctor` is the function
 
 
 def by_name(found) -> dict[str, Finding]:

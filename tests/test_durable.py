@@ -17,13 +17,16 @@ import pytest
 import torch
 from conftest import as_new
 
-from hapo_lab.gate import AlwaysGate, BetaGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import AlwaysGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import ratio
-from hapo_lab.methods import GRPO, HAPO, METHODS, Method, method_from
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, TrainingError, gate_uniforms, resume
+from hapo_lab.methods import GRPO, HAPO, METHODS, Method
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.catalogue import method_described, method_from
+from hapo_lab.reproducibility.seeds import gate_uniforms
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.trainer import Config, Trainer, TrainingError, resume
 
 SMALL = Config(steps=6, prompts=2, group_size=4, warmup=1, save_every=2, eval_every=0)
 FILES = ["adapter.safetensors", "optimizer.pt", "state.json"]
@@ -125,7 +128,7 @@ GATES = (AlwaysGate(), HardGate(), ThompsonGate(beta=2), StepAnnealedGate(steps=
 
 @pytest.mark.parametrize("method", [*METHODS.values(), *(replace(HAPO, gate=gate) for gate in GATES)])
 def test_a_method_is_rebuilt_from_its_description(method):
-    assert method_from(json.loads(json.dumps(method.described()))) == method
+    assert method_from(json.loads(json.dumps(method_described(method)))) == method
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from hapo_lab import disk
+from hapo_lab.reproducibility import disk
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

@@ -33,15 +33,16 @@ from transformers import (
     T5Config,
 )
 
-from hapo_lab import models
-from hapo_lab.agreement import TOLERANCE, engine_gap, verify
-from hapo_lab.decoder import Head, additive, attention, context, drop_dropout
-from hapo_lab.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import _cache_size, _merges, _unserved
 from hapo_lab.methods import GRPO
-from hapo_lab.rollouts import Sampling, TransformersEngine
-from hapo_lab.tasks import Verdict
-from hapo_lab.trainer import Trainer, TrainingError
-from hapo_lab.vllm_engine import _cache_size, _merges, _unserved
+from hapo_lab.policy import models
+from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
+from hapo_lab.policy.decoder import Head, additive, attention, context, drop_dropout
+from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.tasks.problem import Verdict
+from hapo_lab.training.trainer import Trainer, TrainingError
 
 VOCABULARY = 199
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -257,7 +258,7 @@ def test_a_window_that_is_not_understood_is_refused_however_long(monkeypatch):
     """A check on a few tokens would not show a window of thousands, if it were not narrowed."""
     model = random_model(MistralConfig(**SHAPE, sliding_window=4096))
     verify(model, "mistral")
-    monkeypatch.setattr("hapo_lab.logprobs.attention_masks", lambda config, visible, positions, dtype: additive(
+    monkeypatch.setattr("hapo_lab.policy.logprobs.attention_masks", lambda config, visible, positions, dtype: additive(
         visible, dtype)[None, None])
     with pytest.raises(ValueError, match="'mistral' is refused"):
         verify(model, "mistral")
@@ -335,7 +336,7 @@ def test_an_engine_that_samples_from_another_policy_stops_the_run_before_its_fir
 
 def test_an_engine_is_compared_on_256_tokens_at_most(fresh, sums, monkeypatch):
     tokens = []
-    monkeypatch.setattr("hapo_lab.agreement.completion_logprobs", lambda model, prompts, completions, temperature: (
+    monkeypatch.setattr("hapo_lab.policy.agreement.completion_logprobs", lambda model, prompts, completions, temperature: (
         tokens.append(sum(len(c) for c in completions[0])), completion_logprobs(model, prompts, completions, temperature))[1])
     row = (tuple(range(10, 50)), (0.0,) * 40)
     assert engine_gap(fresh.model, PROMPTS, [[row] * 4] * 2, 1.0) > TOLERANCE[torch.float32]

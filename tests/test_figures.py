@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 from conftest import teach_alone
 
-from hapo_lab import dashboard as dashboards
-from hapo_lab.dashboard import Dashboard
-from hapo_lab.drawing import projector, style, to_png
-from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import GATES, GRPO, HAPO, LUFFY, SFT
-from hapo_lab.records import RunLog, StepRecord, progress_line, seconds_left
+from hapo_lab.gates import GATES
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
+from hapo_lab.notebook import dashboard as dashboards
+from hapo_lab.notebook.dashboard import Dashboard
+from hapo_lab.pictures.figures import comparison_figure, group_figure, run_names, training_figure
+from hapo_lab.pictures.style import projector, style, to_png
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.progress import progress_line, seconds_left
+from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Group, Rollout
 
 DEMONSTRATION = Rollout((1, 2, 3), "7 times 8 is 56.\nAnswer: 56", 1.0, teacher=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hapo_lab.decoder import Head
-from hapo_lab.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.policy.decoder import Head
+from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
 
 VOCABULARY = 97
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hapo_lab import checks
+from hapo_lab.notebook import exercises
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -58,7 +58,7 @@ def test_every_exercise_has_a_check_and_a_solution():
     asked = [name for path in LESSONS for name in checked_in(path)]
     assert len(LESSONS) == 6 and asked == checked_in(SOLUTIONS)  # each once, in the same order
     assert all(checked_in(path) for path in LESSONS[1:])
-    assert sorted(asked) == sorted(checks.exercises())
+    assert sorted(asked) == sorted(exercises.exercises())
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from hapo_lab.gate import RunningGate
-from hapo_lab.methods import GATES, HAPO, get_gate
-from hapo_lab.purity import binomial_pmf, injection_probability
-from hapo_lab.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.gates import GATES, RunningGate
+from hapo_lab.methods import HAPO
+from hapo_lab.reproducibility.catalogue import get_gate
+from hapo_lab.theory.injection import binomial_pmf, injection_probability
+from hapo_lab.theory.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
+from hapo_lab.training.trainer import Config, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORYLESS = [get_gate(name) for name in ("beta", "always", "never", "hard", "thompson")]

@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import teach_alone
 
-from hapo_lab.dashboard import watch
 from hapo_lab.methods import HAPO
-from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
+from hapo_lab.notebook.dashboard import watch
+from hapo_lab.runs.log import COMPLETION_CHARACTERS, RunLog
+from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Rollout
 
 ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5}, "versions": {"torch": "2"}}

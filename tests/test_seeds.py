@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import as_new
 
-from hapo_lab.cli import main
-from hapo_lab.evaluate import evaluate
+from hapo_lab.commands.cli import main
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.seeds import derive
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, gate_uniforms, resume
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.seeds import derive, gate_uniforms
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.trainer import Config, Trainer, resume
 
 SMALL = Config(steps=2, prompts=2, group_size=4, warmup=1, eval_every=1, eval_samples=1)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hapo_lab.cli import summary
-from hapo_lab.drawing import to_png
-from hapo_lab.figures import comparison_figure, training_figure
-from hapo_lab.records import RunLog
+from hapo_lab.commands.cli import summary
+from hapo_lab.pictures.figures import comparison_figure, training_figure
+from hapo_lab.pictures.style import to_png
+from hapo_lab.runs.log import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = sorted(path.parent for path in (ROOT / "data" / "runs").glob("*/run.json"))

@@ -21,15 +21,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from hapo_lab import vllm_engine, vllm_process
-from hapo_lab.chat import prompt_ids
-from hapo_lab.cli import main
+from hapo_lab.commands.cli import main
+from hapo_lab.engines import vllm_engine, vllm_process
+from hapo_lab.engines.protocol import EngineError, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import Process, VllmEngine, dequantised_base, engine_for, installed
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine, dequantised_weight
-from hapo_lab.trainer import Config, Trainer, TrainingError
-from hapo_lab.vllm_engine import Process, VllmEngine, dequantised_base, engine_for, installed
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.weights import dequantised_weight
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.trainer import Config, Trainer, TrainingError
 
 pytestmark = pytest.mark.skipif(not installed() and "CI" not in os.environ, reason="vLLM is not installed: make vllm")
 SMALL = Config(steps=4, prompts=2, group_size=4, warmup=1, learning_rate=2e-3, save_every=2, eval_every=0)
@@ -362,6 +364,6 @@ def test_an_engine_of_another_name_is_refused_with_the_known_ones(tmp_path, caps
 
 
 def test_the_doctor_tries_it():
-    found, = sys.modules["hapo_lab.doctor"]._vllm()  # `hapo_lab.doctor` is the function
+    found, = sys.modules["hapo_lab.commands.doctor"]._vllm()  # `hapo_lab.doctor` is the function
     assert found.ok
     assert re.fullmatch(r"vllm\S* 0.32.0 samples as the trainer computes \(log p differs by \de-0\d on average\)", found.says)

@@ -1,0 +1,24 @@
+"""A quantized model's weights as numbers."""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+
+def is_quantized(parameter: torch.nn.Parameter) -> bool:
+    return hasattr(parameter, "quant_state")
+
+
+def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
+    """The base weight of a LoRA layer as the layer computes with it; its own memory where it is not quantized."""
+    return dequantised(layer.get_base_layer().weight)
+
+
+def dequantised(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A parameter's values; its own memory where it is not quantized."""
+    if not is_quantized(parameter):
+        return parameter.detach()
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(parameter.data, parameter.quant_state)
+
