@@ -44,7 +44,8 @@ def ours(engine_name: str, job: str) -> None:
     from hapo_lab.methods import GRPO, HAPO
     from hapo_lab.policy.models import load_policy
     from hapo_lab.tasks.builtin import load_task
-    from hapo_lab.training.trainer import Config, Trainer
+    from hapo_lab.training.config import Config
+    from hapo_lab.training.trainer import Trainer
     policy, task, method = load_policy("smollm2-135m"), load_task("json_record"), HAPO
     config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
     if job == "mixed":

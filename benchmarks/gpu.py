@@ -27,7 +27,8 @@ from hapo_lab.policy.models import compute_dtype, default_device, load_policy
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.training.trainer import TINY, Config, Trainer
+from hapo_lab.training.config import TINY, Config
+from hapo_lab.training.trainer import Trainer
 
 LIMIT = 8 * 60
 

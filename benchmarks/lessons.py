@@ -13,9 +13,9 @@ import sys
 import time
 
 FIRST_PICTURE = """
-from hapo_lab.drawing import to_png
-from hapo_lab.figures import training_figure
-from hapo_lab.records import shipped_run
+from hapo_lab.pictures.style import to_png
+from hapo_lab.pictures.figures import training_figure
+from hapo_lab.runs.log import shipped_run
 to_png(training_figure(shipped_run("hapo-0")))
 """
 ROUNDS = 5

@@ -14,16 +14,17 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from hapo_lab.training.trainer import TINY, Config
+from hapo_lab.training.config import TINY, Config
 
 CELL = """
 import tempfile, time
 import psutil
-from hapo_lab.dashboard import Dashboard
+from hapo_lab.notebook.dashboard import Dashboard
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 config = {config}
 trainer = Trainer(load_policy("{model}"), load_task("{task}"), HAPO, config, folder=tempfile.mkdtemp())

@@ -29,8 +29,9 @@ from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.runs.log import runs_folder
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.theory.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
+from hapo_lab.training.config import TINY
 from hapo_lab.training.evaluation import evaluate, grade
-from hapo_lab.training.trainer import TINY, Trainer
+from hapo_lab.training.trainer import Trainer
 
 STEPS = TINY.steps
 PROBLEMS = 80

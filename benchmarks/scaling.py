@@ -22,8 +22,10 @@ from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
 from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.policy import Policy
+from hapo_lab.runs.record import StepRecord
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.training.trainer import Config, StepRecord, Trainer
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 REPEATS = 5
 BASE = {"group size": 8, "prompts": 4, "new tokens": 24}

@@ -24,7 +24,8 @@ from hapo_lab.policy.models import load_policy
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import RunLog, runs_folder
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.training.trainer import Config, Trainer
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 SHIPPED = DATA / "runs" / "to_success"
 COMPARED, SEEDS, LEVELS = ("hapo", "luffy", "grpo"), range(3), (0.5, 0.8)

@@ -63,6 +63,6 @@ from .training.background import run_in_background as run_in_background
 from .training.config import TINY as TINY
 from .training.config import Config as Config
 from .training.evaluation import evaluate as evaluate
+from .training.guards import TrainingError as TrainingError
 from .training.trainer import Trainer as Trainer
-from .training.trainer import TrainingError as TrainingError
 from .training.trainer import resume as resume

@@ -270,11 +270,12 @@ def test_drawing_while_it_trains(fresh, sums):
 def test_an_interpreter_that_exits_stops_and_saves(tmp_path):
     code = """
 import sys
-from hapo_lab.background import run_in_background
+from hapo_lab.training.background import run_in_background
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 import threading
 begun = threading.Event()
 config = Config(steps=500, prompts=2, group_size=4, save_every=500, eval_every=0)
@@ -292,11 +293,12 @@ begun.wait()
 
 def test_a_kernel_that_restarts_leaves_nothing_behind_and_the_run_goes_on(tmp_path):
     cell = f"""
-from hapo_lab.background import run_in_background
+from hapo_lab.training.background import run_in_background
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 import threading
 begun = threading.Event()
 config = Config(steps=500, prompts=1, save_every=500, eval_every=0)

@@ -14,7 +14,8 @@ from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.engines.vllm_engine import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.methods import GRPO
 from hapo_lab.runs.log import RunLog
-from hapo_lab.training.trainer import Config, Trainer
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"

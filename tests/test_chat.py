@@ -16,9 +16,10 @@ from hapo_lab.policy.chat import PLAIN, demonstration_ids, prompt_ids, text_of
 from hapo_lab.policy.models import load_policy
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.problem import Problem, Task, Verdict
+from hapo_lab.training.config import Config
 from hapo_lab.training.demonstrations import Demonstrations
 from hapo_lab.training.evaluation import evaluate
-from hapo_lab.training.trainer import Config, Trainer, resume
+from hapo_lab.training.trainer import Trainer, resume
 
 GEMMA = ("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
          "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"

@@ -10,7 +10,7 @@ from hapo_lab.commands.cli import main, summary
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import question
-from hapo_lab.training.trainer import TINY
+from hapo_lab.training.config import TINY
 
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
 
@@ -52,7 +52,7 @@ def test_tiny_brings_its_own_task_and_numbers(tmp_path):
     (["--threshold", "0"], "the threshold is 0.0; it must lie in (0, 1]"),
     (["--alpha", "0"], "the prior's alpha is 0.0; it must be a positive number"),
     (["--beta", "-1"], "the prior's beta is -1.0"),
-    (["--method", "grpo", "--alpha", "2"], "method 'grpo' has no Beta gate: leave out --alpha"),
+    (["--method", "grpo", "--alpha", "2"], "the gate of method 'grpo' has no alpha: leave it out"),
     (["--gate", "coin"], "unknown gate 'coin'; choose one of beta, always"),
     (["--gate", "hard", "--alpha", "2"], "the gate 'hard' has no alpha: leave it out"),
 ])
@@ -93,7 +93,7 @@ def test_a_folder_without_a_run_is_named(tmp_path, command):
 # a task of your own
 
 VERIFIER = '''
-from hapo_lab.tasks import Verdict
+from hapo_lab.tasks.problem import Verdict
 
 def total(problem, completion):
     return Verdict(completion.endswith(problem.answer), f"it ends with {completion[-4:]!r}")

@@ -87,7 +87,7 @@ def test_what_it_installs_fits_into_colabs_image(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-UNQUANTIZED = "from hapo_lab.models import load_policy; assert not load_policy('tiny', quantize=False).quantized"
+UNQUANTIZED = "from hapo_lab.policy.models import load_policy; assert not load_policy('tiny', quantize=False).quantized"
 
 
 def test_peft_refuses_an_old_torchao(tmp_path):
@@ -118,7 +118,7 @@ class Colab:
     def versions(self) -> dict[str, str]:
         """"None" of what isn't there."""
         names = [*VERSIONS, "torch", "bitsandbytes", "gguf"]
-        done = self.run("-c", f"from hapo_lab.doctor import installed_version as of; print(*map(of, {names}))", cwd=ROOT)
+        done = self.run("-c", f"from hapo_lab.reproducibility.kit import installed_version as of; print(*map(of, {names}))", cwd=ROOT)
         return dict(zip(names, done.stdout.split(), strict=True))
 
 
@@ -161,7 +161,7 @@ def test_on_colab_the_first_cell_installs_what_is_missing_and_leaves_the_rest(co
 
 def test_then_adapters_are_added_to_layers_that_are_not_quantized(colab, tmp_path):
     """As lesson 05 does it with a saved adapter."""
-    load = ("from hapo_lab.models import load_policy, model_source; from peft import PeftModel; "
+    load = ("from hapo_lab.policy.models import load_policy, model_source; from peft import PeftModel; "
             "from transformers import AutoModelForCausalLM; load_policy('tiny').model.save_pretrained('adapter'); "
             "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_source('tiny')), 'adapter')")
     done = colab.run("-c", f"import sys; sys.path.insert(0, {str(colab.content)!r}); {UNQUANTIZED}; {load}", cwd=tmp_path)
@@ -176,7 +176,7 @@ def test_run_again_it_says_nothing_and_overwrites_nothing(colab):
 
 
 def test_what_would_replace_numpy_is_not_installed(colab):
-    done = colab.run("-c", "from hapo_lab.colab import install; install(['numpy==2.0.1'])", cwd=ROOT)
+    done = colab.run("-c", "from hapo_lab.notebook.colab import install; install(['numpy==2.0.1'])", cwd=ROOT)
     assert "RuntimeError: could not install numpy==2.0.1 with pip; its last words: " in done.stderr
     assert colab.versions()["numpy"] == VERSIONS["numpy"]
 

@@ -208,7 +208,7 @@ def test_an_exact_match_is_free_in_white_space_only():
 
 
 VERIFIER = '''
-from hapo_lab.tasks import Verdict
+from hapo_lab.tasks.problem import Verdict
 
 def verify(problem, completion):
     return Verdict(problem.answer in completion, f"is {problem.answer} in it?")

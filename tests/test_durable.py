@@ -26,7 +26,9 @@ from hapo_lab.reproducibility.catalogue import method_described, method_from
 from hapo_lab.reproducibility.seeds import gate_uniforms
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.training.trainer import Config, Trainer, TrainingError, resume
+from hapo_lab.training.config import Config
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer, resume
 
 SMALL = Config(steps=6, prompts=2, group_size=4, warmup=1, save_every=2, eval_every=0)
 FILES = ["adapter.safetensors", "optimizer.pt", "state.json"]

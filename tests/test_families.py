@@ -42,7 +42,8 @@ from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
 from hapo_lab.policy.decoder import Head, additive, attention, context, drop_dropout
 from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
 from hapo_lab.tasks.problem import Verdict
-from hapo_lab.training.trainer import Trainer, TrainingError
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 VOCABULARY = 199
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,

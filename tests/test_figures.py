@@ -279,7 +279,7 @@ def test_projector_enlarges_all_later_type():
 
 
 def test_no_state_outside_the_figure():
-    code = ("import sys, hapo_lab.dashboard\nfrom hapo_lab import figures\nfrom hapo_lab.drawing import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
+    code = ("import sys, hapo_lab.notebook.dashboard\nfrom hapo_lab.pictures import figures\nfrom hapo_lab.pictures.style import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
             "sys.path.insert(0, 'tests')\nfrom test_figures import a_log, group, teach_alone, HAPO, DEMONSTRATION\n"
             "for f in (figures.training_figure(a_log()), figures.comparison_figure([a_log()]),\n"
             "          figures.group_figure(teach_alone(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
@@ -288,7 +288,7 @@ def test_no_state_outside_the_figure():
 
 
 def test_nothing_above_the_figures_imports_matplotlib():
-    code = "import sys, hapo_lab.trainer, hapo_lab.methods, hapo_lab.records\nassert not {'matplotlib', 'ipywidgets'} & set(sys.modules)"
+    code = "import sys, hapo_lab.training.background\nassert not {'matplotlib', 'ipywidgets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -14,9 +14,10 @@ from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, judge, teach
 from hapo_lab.policy.models import load_policy
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.training.batch import Batch
+from hapo_lab.training.config import Config
 from hapo_lab.training.evaluation import Evaluation, grade, prompt_ids
 from hapo_lab.training.learner import Learner, NotFinite
-from hapo_lab.training.trainer import Config, Trainer
+from hapo_lab.training.trainer import Trainer
 
 TEACHER = Rollout((10, 11, 12, 2), "", 1.0, teacher=True)
 CONFIG = Config(group_size=4, max_grad_norm=1e9)

@@ -37,7 +37,7 @@ def code_of(path) -> list[str]:
 
 def checked_in(path) -> list[str]:
     """The exercises' names, in the order of their checks."""
-    return [name for source in code_of(path) for name in re.findall(r"checks\.(\w+)\(", source)]
+    return [name for source in code_of(path) for name in re.findall(r"exercises\.(\w+)\(", source)]
 
 
 @pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)

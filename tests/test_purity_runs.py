@@ -13,7 +13,8 @@ from hapo_lab.methods import HAPO
 from hapo_lab.reproducibility.catalogue import get_gate
 from hapo_lab.theory.injection import binomial_pmf, injection_probability
 from hapo_lab.theory.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
-from hapo_lab.training.trainer import Config, Trainer
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORYLESS = [get_gate(name) for name in ("beta", "always", "never", "hard", "thompson")]

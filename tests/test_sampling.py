@@ -10,8 +10,10 @@ from hapo_lab.engines.protocol import Completion, EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
 from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.training.config import Config
 from hapo_lab.training.evaluation import evaluate, grade
-from hapo_lab.training.trainer import Config, Trainer, TrainingError
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 both_modes = pytest.mark.parametrize("own_copy", [True, False])
 

@@ -13,8 +13,10 @@ from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
 from hapo_lab.reproducibility.catalogue import get_shaping
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import evaluate
-from hapo_lab.training.trainer import Config, Trainer, TrainingError, learning_rate
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 SMALL = Config(steps=3, prompts=2, group_size=3, warmup=1, save_every=1, eval_every=0)
 

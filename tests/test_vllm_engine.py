@@ -31,7 +31,9 @@ from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.weights import dequantised_weight
 from hapo_lab.runs.log import RunLog
-from hapo_lab.training.trainer import Config, Trainer, TrainingError
+from hapo_lab.training.config import Config
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not installed() and "CI" not in os.environ, reason="vLLM is not installed: make vllm")
 SMALL = Config(steps=4, prompts=2, group_size=4, warmup=1, learning_rate=2e-3, save_every=2, eval_every=0)
@@ -227,9 +229,10 @@ def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_pat
         from dataclasses import replace
         from hapo_lab import vllm_engine
         from hapo_lab.methods import HAPO
-        from hapo_lab.models import load_policy
-        from hapo_lab.tasks import load_task
-        from hapo_lab.trainer import Config, Trainer
+        from hapo_lab.policy.models import load_policy
+        from hapo_lab.tasks.builtin import load_task
+        from hapo_lab.training.config import Config
+        from hapo_lab.training.trainer import Trainer
         policy = load_policy("tiny")
         trainer = Trainer(policy, load_task("sums"), HAPO, Config(**{vars(SMALL)}), folder={str(tmp_path)!r}, resume=True,
                           engine="vllm")

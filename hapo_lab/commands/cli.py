@@ -35,9 +35,11 @@ from hapo_lab.tasks.builtin import TASKS, load_task
 from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
 from hapo_lab.tasks.problem import Task
 from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
+from hapo_lab.training.config import TINY, Config
 from hapo_lab.training.demonstrations import Demonstrations
 from hapo_lab.training.evaluation import evaluate
-from hapo_lab.training.trainer import TINY, Config, Trainer, TrainingError, resume
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer, resume
 
 USUAL = {"tiny": ("sums", TINY)}
 """A model's own task and config, where these are not the main job's."""

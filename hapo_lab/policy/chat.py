@@ -29,7 +29,7 @@ def prepare(tokenizer: PreTrainedTokenizerBase, name: str, template: dict) -> bo
     plain = tokenizer.chat_template is None
     if plain:
         warnings.warn(f"{name} has no chat template: it reads each turn under its role, as in 'User:\\n...\\n\\nAssistant:\\n' "
-                      "(hapo_lab.chat.PLAIN).", stacklevel=3)
+                      "(hapo_lab.policy.chat.PLAIN).", stacklevel=3)
         tokenizer.chat_template = PLAIN
     for argument in template:
         if argument in ("messages", "add_generation_prompt") or not re.search(rf"\b{re.escape(argument)}\b",

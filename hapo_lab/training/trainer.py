@@ -29,12 +29,10 @@ from hapo_lab.runs.record import StepRecord, changed_entries
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.jsonl import task_of_run
 from hapo_lab.tasks.problem import Problem, Task
-from hapo_lab.training.config import TINY, Config, learning_rate
+from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import evaluate, grade
 from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
-
-__all__ = ["TINY", "Config", "Trainer", "TrainingError", "resume"]
 
 
 class Trainer:
