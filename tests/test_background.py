@@ -116,7 +116,7 @@ def test_the_training_cell_run_again_goes_on_with_the_settings_as_they_are_now(f
     list(trainer)
     log = RunLog.load(tmp_path)
     assert [(step, gate["threshold"]) for step, gate in log.gates().items()] == [(1, 0.8), (3, 0.99), (5, 0.5)]
-    assert log.about["method"]["gate"]["threshold"] == 0.8
+    assert log.manifest["method"]["gate"]["threshold"] == 0.8
 
 
 # the background ----------------------------------------------------------------------------------------------------

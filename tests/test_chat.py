@@ -161,7 +161,7 @@ def test_the_command_takes_arguments_and_the_run_keeps_them(tmp_path):
             main([*command, "--template-arg", wrong])
         assert refused.value.code == sentence or sentence in str(refused.value)
     main([*command, "--template-arg", "enable_thinking=false"])
-    assert RunLog.load(tmp_path / "run").about["template"] == {"enable_thinking": False}
+    assert RunLog.load(tmp_path / "run").manifest["template"] == {"enable_thinking": False}
     trainer = resume(tmp_path / "run")
     assert trainer.policy.tokenizer.decode(prompt_ids(trainer.policy, ASKED)).endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ValueError, match="template.enable_thinking is False there and None here"):

@@ -39,8 +39,8 @@ def test_train_evaluate_report(tmp_path, capsys):
 
 def test_tiny_brings_its_own_task_and_numbers(tmp_path):
     main(["train", str(tmp_path / "run"), "--model", "tiny", "--steps", "1", "--eval-every", "0"])
-    about = RunLog.load(tmp_path / "run").about
-    assert about["task"] == "sums" and about["config"] == asdict(replace(TINY, steps=1, eval_every=0))
+    manifest = RunLog.load(tmp_path / "run").manifest
+    assert manifest["task"] == "sums" and manifest["config"] == asdict(replace(TINY, steps=1, eval_every=0))
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -80,7 +80,7 @@ def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys)
     whole, resumed = (RunLog.load(tmp_path / run) for run in ("whole", "broken"))
     assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
     assert resumed.events == [{"after_step": 1, "kind": "resumed"}]
-    assert resumed.name == "HAPO, running" and resumed.about["method"]["gate"] == {
+    assert resumed.name == "HAPO, running" and resumed.manifest["method"]["gate"] == {
         "kind": "RunningGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.5, "discount": 1.0}
 
 

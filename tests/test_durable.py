@@ -392,15 +392,15 @@ def test_a_run_is_rebuilt_from_its_folder_alone(fresh, sums, whole, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda about: about["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's parts"),
-    (lambda about: about.update(task="chess"), "unknown task 'chess'"),
-    (lambda about: about["problems"].update(seed=1),
+    (lambda manifest: manifest["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's parts"),
+    (lambda manifest: manifest.update(task="chess"), "unknown task 'chess'"),
+    (lambda manifest: manifest["problems"].update(seed=1),
      r"task 'sums', seed 1, is another one here \(train_sha256, heldout_sha256\)"),
-    (lambda about: about.pop("problems"), "says nothing of 'problems'; another version of this kit made it")])
+    (lambda manifest: manifest.pop("problems"), "says nothing of 'problems'; another version of this kit made it")])
 def test_what_cannot_be_rebuilt_is_named(fresh, sums, tmp_path, change, sentence):
     broken_off(fresh, sums, tmp_path, steps=1)
-    about = json.loads((tmp_path / "run.json").read_text())
-    change(about)
-    (tmp_path / "run.json").write_text(json.dumps(about))
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    change(manifest)
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=f"this run can't be rebuilt.*: .*{sentence}"):
         resume(tmp_path)

@@ -34,7 +34,7 @@ DEMONSTRATION = Rollout((1, 2, 3), "7 times 8 is 56.\nAnswer: 56", 1.0, teacher=
 METHODS = {m.name: m for m in (HAPO, GRPO, LUFFY, SFT)}
 
 
-def about(method, planned=40, size=8, seed=0):
+def manifest(method, planned=40, size=8, seed=0):
     gate = method.gate
     numbers = {f: getattr(gate, f) for f in ("alpha", "beta", "threshold")} if isinstance(gate, BetaGate) else {}
     return {"model": "smollm2-135m", "task": "times table",
@@ -62,7 +62,7 @@ def group(successes, n=8, key="times") -> Group:
 
 def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, prompts=4) -> RunLog:
     """Rewards that rise from 0 to .95; `successes`: S of every step's groups instead."""
-    log, rng, n = RunLog(about(method, planned, size, seed)), np.random.default_rng(seed), size - method.teacher_seats
+    log, rng, n = RunLog(manifest(method, planned, size, seed)), np.random.default_rng(seed), size - method.teacher_seats
     for step in range(1, steps + 1):
         p = 0.95 / (1 + np.exp(-(step - 0.3 * planned) / (0.08 * planned)))
         sampled = [group(s, n) for s in successes or rng.binomial(n, p, prompts)]
@@ -172,7 +172,7 @@ def test_ladder_lamps_follow_the_runs_gate_and_group_size():
 
 def test_an_unknown_gate_shows_what_it_did():
     log = a_log(successes=(0, 7), steps=2)
-    log.about["method"]["gate"] = "MyGate()"
+    log.manifest["method"]["gate"] = "MyGate()"
     figure = training_figure(log)
     assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"] and "unseen" in texts(figure)
 
@@ -187,7 +187,7 @@ def test_a_run_with_any_gate_is_drawn(kind):
 
 def test_a_gate_that_holds_a_gate_is_drawn_with_its_changes():
     log, held = a_log(), {"kind": "mine.py:Every", "sha256": "0", "steps": 2, "asks": {"kind": "HardGate"}}
-    log.about["method"]["gate"] = held
+    log.manifest["method"]["gate"] = held
     log.event("resumed", after_step=9, gate=held | {"asks": {"kind": "NeverGate"}})
     log.event("changed", after_step=19, gate=held | {"steps": 5})
     figure = training_figure(log)
@@ -325,7 +325,7 @@ def test_progress_line_and_time_left():
 
 def growing(full: RunLog):
     """A log that a loop fills, as the trainer does."""
-    log = RunLog(full.about)
+    log = RunLog(full.manifest)
 
     def steps():
         for r in full.steps:

@@ -30,14 +30,14 @@ def test_health_has_a_panel_for_each_sign_whatever_was_measured(name):
 
 def test_health_says_how_often_float16_overflowed(log):
     assert "overflowed" not in says(inside.health(log))
-    sick = RunLog(log.about)
+    sick = RunLog(log.manifest)
     sick.steps = [replace(log.steps[0], skipped=2), replace(log.steps[1], skipped=1)]
     assert "float16 overflowed 3 times" in says(inside.health(sick))
     assert "float16 overflowed 3 times" in progress_line(sick) and "overflowed" not in progress_line(log)
 
 
 def test_health_of_a_run_without_steps_says_so():
-    empty = RunLog(shipped_run("hapo-0").about)
+    empty = RunLog(shipped_run("hapo-0").manifest)
     assert says(inside.health(empty)).count("not measured yet") == 6
 
 

@@ -227,9 +227,9 @@ def test_the_command_line_takes_parts_by_file(mine, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(run), "--model", "tiny", "--gate", f"{mine}:Every", "--shaping", f"{mine}:square", "--steps", "1",
           "--prompts", "1", "--group-size", "4", "--eval-every", "0"])
-    about = RunLog.load(run).about
-    assert about["method"]["name"] == "HAPO, mine.py:square, mine.py:Every"
-    assert about["method"]["gate"]["kind"] == f"{mine}:Every" and about["method"]["shaping"]["kind"] == f"{mine}:square"
+    manifest = RunLog.load(run).manifest
+    assert manifest["method"]["name"] == "HAPO, mine.py:square, mine.py:Every"
+    assert manifest["method"]["gate"]["kind"] == f"{mine}:Every" and manifest["method"]["shaping"]["kind"] == f"{mine}:square"
     main(["resume", str(run), "--steps", "2"])
     assert len(RunLog.load(run).steps) == 2 and "step 2 of 2" in capsys.readouterr().out
     main(["evaluate", str(run), "--samples", "1"])

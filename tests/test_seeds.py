@@ -101,9 +101,9 @@ def test_a_run_from_python_with_another_seed_is_examined_on_its_own_held_out_pro
 def test_the_command_line_sets_each_seed(tmp_path):
     main(["train", str(tmp_path), "--model", "tiny", "--seed", "3", "--task-seed", "0", "--adapter-seed", "5",
           "--order-seed", "6", "--steps", "1", "--prompts", "1", "--group-size", "2", "--eval-every", "0"])
-    about = RunLog.load(tmp_path).about
-    assert about["problems"] == json.loads(json.dumps(load_task("sums", 0).identity)) and about["lora"]["seed"] == 5
-    assert (about["config"]["seed"], about["config"]["order_seed"], about["config"]["sampling_seed"]) == (3, 6, None)
+    manifest = RunLog.load(tmp_path).manifest
+    assert manifest["problems"] == json.loads(json.dumps(load_task("sums", 0).identity)) and manifest["lora"]["seed"] == 5
+    assert (manifest["config"]["seed"], manifest["config"]["order_seed"], manifest["config"]["sampling_seed"]) == (3, 6, None)
     trained = resume(tmp_path).policy
     expected = load_policy("tiny", seed=5)
     a = next(name for name, _ in trained.model.named_parameters() if "lora_A" in name)

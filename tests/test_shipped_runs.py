@@ -18,7 +18,7 @@ RUNS = sorted(path.parent for path in (ROOT / "data" / "runs").glob("*/run.json"
 def test_a_shipped_run_is_whole_and_its_figures_stand_in_the_readme(run):
     log = RunLog.load(run)
     assert len(log.steps) == log.planned
-    assert len(log.groups_of(1)) == log.about["config"]["prompts"]
+    assert len(log.groups_of(1)) == log.manifest["config"]["prompts"]
     assert to_png(training_figure(log)).startswith(b"\x89PNG")
     after = json.loads((run / "evaluation.json").read_text())["after"]
     readme = (ROOT / "README.md").read_text()
@@ -32,5 +32,5 @@ def test_a_shipped_run_is_whole_and_its_figures_stand_in_the_readme(run):
 def test_the_three_methods_are_shipped_from_one_seed_and_budget():
     logs = [RunLog.load(ROOT / "data" / "runs" / name) for name in ("hapo-0", "grpo-0", "sft-0")]
     assert [log.name for log in logs] == ["HAPO", "GRPO", "SFT"]
-    assert all(log.about["config"] == logs[0].about["config"] and log.about["heldout"] == logs[0].about["heldout"] for log in logs)
+    assert all(log.manifest["config"] == logs[0].manifest["config"] and log.manifest["heldout"] == logs[0].manifest["heldout"] for log in logs)
     assert to_png(comparison_figure(logs)).startswith(b"\x89PNG")

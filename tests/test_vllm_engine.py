@@ -219,7 +219,7 @@ def test_a_run_logs_the_gap_and_a_killed_engine_costs_a_sentence(fresh, sums, tm
     assert not capsys.readouterr().out.count("INFO")
 
     log = RunLog.load(tmp_path)
-    assert log.about["versions"]["engine"] == installed()[1]
+    assert log.manifest["versions"]["engine"] == installed()[1]
     gaps = [(record.engine_gap, record.engine_gap_max) for record in log.steps if record.engine_gap is not None]
     assert gaps and all(0 < mean <= most < 1e-3 for mean, most in gaps)
 

@@ -104,13 +104,13 @@ def _verifier(args: argparse.Namespace) -> str:
 
 def evaluate_run(args: argparse.Namespace) -> None:
     """The final figures of a run: its saved adapter against the base model, in this new process, on held-out problems."""
-    about = RunLog.load(args.run).about
+    manifest = RunLog.load(args.run).manifest
     if not (args.run / "adapter").is_dir():
         raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
-    task, figures = task_of_run(about), {}
+    task, figures = task_of_run(manifest), {}
     for who, adapter in (("before", None), ("after", args.run / "adapter")):
-        policy = policy_of(about, adapter)
-        found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=about["config"]["seed"])
+        policy = policy_of(manifest, adapter)
+        found = evaluate(policy, TransformersEngine(policy), task, samples=args.samples, seed=manifest["config"]["seed"])
         print(f"held-out success {who} training: {found}", flush=True)
         by_key: dict[str, list[float]] = {}
         for problem, rate in zip(found.problems, found.by_problem, strict=True):
@@ -126,7 +126,7 @@ def report(args: argparse.Namespace) -> None:
     for log in logs:
         report_run(log, args.out if len(logs) == 1 else args.out / log.folder.name)
     if len(logs) > 1:
-        exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.about.get("problems", {})]}
+        exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.manifest.get("problems", {})]}
         if len(exams) > 1:
             print(f"note: these runs hold out different problems (task seeds {', '.join(map(str, exams.values()))}); "
                   "train with one --task-seed to compare them on the same")
@@ -197,7 +197,7 @@ def summary(run: Path) -> str:
     log = RunLog.load(run)
     last = log.steps[-5:]
     groups = sum(len(s.problems) for s in last)
-    lines = [f"{log.name} on {log.about['task']}: {len(log.steps)} of {log.planned} steps, "
+    lines = [f"{log.name} on {log.manifest['task']}: {len(log.steps)} of {log.planned} steps, "
              f"{sum(s.training_seconds for s in log.steps) / 60:.1f} minutes of training, evaluation excluded "
              f"({_phases(log)})",
              f"teacher in the last {len(last)} steps: {sum(s.teacher_samples for s in last)} of {groups} groups"]

@@ -204,7 +204,7 @@ def look_inside(log: RunLog) -> Explorable:
 
 def scrub(log: RunLog) -> Explorable:
     """Slide through a run, and ask another gate what it would have decided about the same groups."""
-    given, trials = log.gate(1), max(log.steps[0].trials) if log.steps else log.about["config"]["group_size"]
+    given, trials = log.gate(1), max(log.steps[0].trials) if log.steps else log.manifest["config"]["group_size"]
     start = BetaGate(**{k: v for k, v in given.items() if k != "kind"}) if given["kind"] == "BetaGate" else BetaGate()
     return Explorable(lambda step, **gate: inside.replay_figure(log, step, **gate),
                       {"step": _whole("step", max(len(log.steps), 1), 1, max(len(log.steps), 1)), **gate_sliders(start)},

@@ -144,8 +144,8 @@ def _history(ax: Axes, log: RunLog) -> None:
 
 def _ladder(ax: Axes, log: RunLog) -> None:
     """A lamp for each S: what the gate does there; above it, how often that S came in the last steps."""
-    seats, recent = log.about["method"]["teacher_seats"], log.steps[-5:]
-    n = max(recent[-1].trials) if recent else log.about["config"]["group_size"] - seats
+    seats, recent = log.manifest["method"]["teacher_seats"], log.steps[-5:]
+    n = max(recent[-1].trials) if recent else log.manifest["config"]["group_size"] - seats
     rungs = _rungs(log, n)
     came = Counter(s for r in recent for s in r.successes)
     top = max(came.values(), default=1)
@@ -198,7 +198,7 @@ def comparison_figure(logs: Sequence[RunLog]) -> Figure:
 def run_names(logs: Sequence[RunLog]) -> list[str]:
     """The methods' names; equal ones told apart by seed, else by folder, else by number."""
     names = [log.name for log in logs]
-    for tell in (lambda i, log: f"seed {log.about['config'].get('seed')}", lambda i, log: log.folder and log.folder.name,
+    for tell in (lambda i, log: f"seed {log.manifest['config'].get('seed')}", lambda i, log: log.folder and log.folder.name,
                  lambda i, log: f"#{i + 1}"):
         details = [tell(i, log) for i, log in enumerate(logs)]
         useful = {name for name in names if len({d for n, d in zip(names, details, strict=True) if n == name}) > 1}

@@ -55,7 +55,7 @@ def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
     if not 1 <= number <= len(groups):
         raise ValueError(f"step {step} has groups 1 to {len(groups)}; there is no group {number}.")
     group = groups[number - 1]
-    return group_figure(group, log.about["method"]["scale"]), _completions(group)
+    return group_figure(group, log.manifest["method"]["scale"]), _completions(group)
 
 
 def _completions(group: Group) -> str:

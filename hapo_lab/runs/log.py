@@ -42,14 +42,14 @@ class RunLog:
 
     Parameters
     ----------
-    about : dict
+    manifest : dict
         What was asked for, as JSON: it identifies the run.
     folder : Path, optional
         Where each record is appended as it comes.
     """
 
-    def __init__(self, about: dict, folder: Path | None = None):
-        self.about = about
+    def __init__(self, manifest: dict, folder: Path | None = None):
+        self.manifest = manifest
         self.folder = folder
         self.steps: list[StepRecord] = []
         self.events: list[dict] = []
@@ -61,27 +61,27 @@ class RunLog:
 
     @property
     def name(self) -> str:
-        return self.about["method"]["name"]
+        return self.manifest["method"]["name"]
 
     @property
     def planned(self) -> int:
         """Steps that the run is to take: as first asked for, or as it was extended to."""
-        return max([self.about["config"]["steps"], *(event["steps"] for event in self.events if event["kind"] == "extended")])
+        return max([self.manifest["config"]["steps"], *(event["steps"] for event in self.events if event["kind"] == "extended")])
 
     def gate(self, step: int | None = None) -> dict:
-        """The gate in force at a step (None: the next one), as `about` describes it.
+        """The gate in force at a step (None: the next one), as the manifest describes it.
 
         Its numbers can change between two steps. An event that changes them holds the gate as it is then, and of those
         before the step the last one counts.
         """
         step = len(self.steps) + 1 if step is None else step
         changes = [event["gate"] for event in self.events if "gate" in event and event["after_step"] < step]
-        return changes[-1] if changes else self.about["method"]["gate"]
+        return changes[-1] if changes else self.manifest["method"]["gate"]
 
     def given_gate(self) -> dict:
         """The gate that a trainer was last made with; what controls changed while it trained is left out."""
         given = [event["gate"] for event in self.events if "gate" in event and event["kind"] == "resumed"]
-        return given[-1] if given else self.about["method"]["gate"]
+        return given[-1] if given else self.manifest["method"]["gate"]
 
     def gates(self) -> dict[int, dict]:
         """Every gate of the run, by the first step that it acts on: {1: as asked for, 14: as changed after step 13}."""
@@ -137,7 +137,7 @@ class RunLog:
         if (self.folder / "run.json").exists():
             raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        disk.replace(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
+        disk.replace(self.folder / "run.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> RunLog:
@@ -178,7 +178,7 @@ class RunLog:
 
     def snapshot(self) -> RunLog:
         """The log as it is now: to be drawn while a trainer in another thread goes on."""
-        copy = RunLog(self.about, self.folder)
+        copy = RunLog(self.manifest, self.folder)
         copy.steps, copy.events, copy.groups = self.steps.copy(), self.events.copy(), self.groups
         return copy
 

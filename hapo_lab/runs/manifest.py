@@ -39,10 +39,10 @@ def differences(there: dict, here: dict) -> list[str]:
             and (not key.startswith("method.gate.") or key.endswith((".kind", ".sha256")))]
 
 
-def policy_of(about: dict, adapter: Path | None = None) -> Policy:
+def policy_of(manifest: dict, adapter: Path | None = None) -> Policy:
     """A run's model with a new adapter, or with a saved one."""
-    how = {"adapter": adapter} if adapter else about["lora"]
-    return load_policy(about["model"], quantize=about["quantized"], template=about["template"], **how)
+    how = {"adapter": adapter} if adapter else manifest["lora"]
+    return load_policy(manifest["model"], quantize=manifest["quantized"], template=manifest["template"], **how)
 
 
 def refuse_what_no_one_can_rebuild(method: Method) -> None:

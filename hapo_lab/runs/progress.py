@@ -22,7 +22,7 @@ def progress_line(log: RunLog) -> str:
 
 def seconds_left(log: RunLog) -> float:
     """Steps to go at the pace of the last five, and evaluations to go at the mean of those made."""
-    ahead, every = range(len(log.steps) + 1, log.planned + 1), log.about["config"].get("eval_every", 0)
+    ahead, every = range(len(log.steps) + 1, log.planned + 1), log.manifest["config"].get("eval_every", 0)
     evaluations = sum(step % every == 0 or step == log.planned for step in ahead) if every else 0
     made = [r.seconds["evaluate"] for r in log.steps if "evaluate" in r.seconds]
     return len(ahead) * mean_of([r.training_seconds for r in log.steps[-5:]]) + evaluations * mean_of(made)

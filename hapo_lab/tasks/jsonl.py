@@ -66,12 +66,12 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source, seed)
 
 
-def task_of_run(about: dict) -> Task:
+def task_of_run(manifest: dict) -> Task:
     """The task of a run, built again from its `run.json`: exactly its problems, and its verifier.
 
     ValueError if they can't be had: the task is not the kit's, its file or its verifier's is gone or another one by now.
     """
-    name, source, identity = about["task"], about["source"], about["problems"]
+    name, source, identity = manifest["task"], manifest["source"], manifest["problems"]
     if source is None:
         task = load_task(name, identity["seed"])
     else:

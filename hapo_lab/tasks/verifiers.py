@@ -51,9 +51,6 @@ def verify_end(problem: Problem, completion: str) -> Verdict:
     return Verdict(True, f"it ends with {problem.answer!r}, as it should")
 
 
-# verifiers ---------------------------------------------------------------------------------------------------------
-
-
 def exact_match(problem: Problem, completion: str) -> Verdict:
     """Right if the completion is the answer; white space around it is free."""
     said, expected = completion.strip(), problem.answer.strip()

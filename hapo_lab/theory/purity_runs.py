@@ -38,7 +38,7 @@ class PurityRun:
     """A run in short. Lists have an entry a step, within it one a group."""
 
     setting: str
-    about: dict
+    manifest: dict
     """As in the run's run.json, without the held-out problems' names."""
     problems: list[list[str]]
     successes: list[list[int]]
@@ -55,24 +55,24 @@ class PurityRun:
 
     @classmethod
     def of(cls, setting: str, log: RunLog, spare: dict[str, list[int]], spare_trials: int, heldout: float) -> PurityRun:
-        about = {key: value for key, value in log.about.items() if key != "heldout"}
+        manifest = {key: value for key, value in log.manifest.items() if key != "heldout"}
         share = [r.teacher_share if r.updated else None for r in log.steps]
-        return cls(setting, about, [list(r.problems) for r in log.steps], [list(r.successes) for r in log.steps],
+        return cls(setting, manifest, [list(r.problems) for r in log.steps], [list(r.successes) for r in log.steps],
                    [[int(d) for d in r.decisions] for r in log.steps], [x if x is None else round(x, 4) for x in share],
                    spare, spare_trials, heldout)
 
     @property
     def seed(self) -> int:
-        return self.about["config"]["seed"]
+        return self.manifest["config"]["seed"]
 
     @property
     def trials(self) -> int:
         """N."""
-        return self.about["config"]["group_size"]
+        return self.manifest["config"]["group_size"]
 
     @cached_property
     def gate(self) -> Gate:
-        return method_from(self.about["method"]).gate
+        return method_from(self.manifest["method"]).gate
 
     @cached_property
     def success(self) -> np.ndarray:

@@ -293,10 +293,10 @@ class Trainer:
                 run.end()
 
     def _resume(self) -> None:
-        log, here = RunLog.load(self.log.folder), self.log.about
-        if different := differences(log.about, here):
+        log, here = RunLog.load(self.log.folder), self.log.manifest
+        if different := differences(log.manifest, here):
             raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
-        asked, planned = self.config.steps, log.about["config"]["steps"]
+        asked, planned = self.config.steps, log.manifest["config"]["steps"]
         if asked < planned:
             raise ValueError(f"{log.folder} holds a run of {planned} steps; it can be extended, not cut to {asked}.")
         self.log, self.config = log, replace(self.config, steps=planned)
@@ -307,7 +307,7 @@ class Trainer:
         if len(log.steps) < log.planned:
             gate, engine = here["method"]["gate"], here["versions"]["engine"]
             log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
-                      **({} if engine == log.about["versions"].get("engine", engine) else {"engine": engine}))
+                      **({} if engine == log.manifest["versions"].get("engine", engine) else {"engine": engine}))
 
     def _restore(self) -> None:
         """Back to the last whole checkpoint, in policy, optimizer and log."""
@@ -349,25 +349,25 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     log = RunLog.load(folder)
     if steps is not None and steps <= log.planned:
         raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
-    about = log.about | {"method": log.about["method"] | {"gate": log.given_gate()}}
-    policy, task, method, config = rebuild(about)
+    manifest = log.manifest | {"method": log.manifest["method"] | {"gate": log.given_gate()}}
+    policy, task, method, config = rebuild(manifest)
     return Trainer(policy, task, method, replace(config, steps=steps or config.steps), folder=folder, resume=True, engine=engine)
 
 
-def rebuild(about: dict) -> tuple[Policy, Task, Method, Config]:
+def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
     """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
 
     ValueError if a part can't be had as it was.
     """
     try:
-        config, method, task = Config(**about["config"]), method_from(about["method"]), task_of_run(about)
+        config, method, task = Config(**manifest["config"]), method_from(manifest["method"]), task_of_run(manifest)
     except KeyError as missing:
         raise ValueError(f"this run can't be rebuilt: its run.json says nothing of {missing}; another version of this kit made "
                          "it.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
                          "Trainer(policy, task, method, config, folder=..., resume=True).") from None
-    return policy_of(about), task, method, config
+    return policy_of(manifest), task, method, config
 
 
 def _number(name: str, value: float) -> float:
