@@ -95,9 +95,9 @@ _warned: set[tuple[str, int]] = set()
 
 
 def warn_of_size(gate: Gate, trials: int) -> None:
-    """Say it, once, if a gate at its first step can't close in groups of this size, or erases their signal."""
+    """Say it, once, if a gate with a threshold can't close in groups of this size, or erases their signal."""
     found = ladder(gate, trials)
-    if "erases" not in found or (str(gate), trials) in _warned:
+    if "erases" not in found or "threshold" not in vars(gate) or (str(gate), trials) in _warned:
         return
     _warned.add((str(gate), trials))
     what = (f"injects at S = {trials - 1}, where it replaces the group's only failure: "
