@@ -43,9 +43,10 @@ from hapo_lab.reproducibility.kit import CHECKOUT
 ENGINES = ("auto", "transformers", "vllm")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
-TOKEN_SAVES, SYNC_COSTS, START_COSTS = 2.0e-12, 3.7e-9, 20.0
+TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
 """Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
-taking over an adapter dearer, both for each parameter of the model; and vLLM's start. A GPU has not been measured."""
+taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Another processor measured a seventh of
+what a token saves, and no GPU has been measured: so vLLM pays from twice its start on."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
@@ -63,8 +64,8 @@ def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path |
         raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")
     if wanted == "vllm":
         return VllmEngine(policy, log)
-    saves = policy.model.get_base_model().num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS) - START_COSTS
-    if wanted == "auto" and saves > 0 and installed() and not _unserved(policy, _merges(policy)):
+    saves = policy.model.get_base_model().num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS)
+    if wanted == "auto" and saves > 2 * START_COSTS and installed() and not _unserved(policy, _merges(policy)):
         print(f"rollouts by {installed()[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
               "(engine='transformers' goes without)")
         return VllmEngine(policy, log)
