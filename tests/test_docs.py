@@ -1,0 +1,175 @@
+"""The pages: links lead somewhere, the README is one page, its code runs, its commands parse, and its figures stand where it says."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LISTED = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True,
+                        text=True, check=True).stdout.splitlines()
+KEPT = {ROOT / name for name in LISTED if (ROOT / name).exists()}
+"""What a clone holds: a link to anything else works here alone."""
+PLACES = KEPT | {folder for path in KEPT for folder in path.parents}
+PAGES = sorted(path for path in KEPT if path.suffix == ".md")
+NOTEBOOKS = sorted(path for path in KEPT if path.suffix == ".ipynb")
+README = ROOT / "README.md"
+
+named = {"ids": lambda path: str(path.relative_to(ROOT))}
+
+
+def markdown(path: Path) -> str:
+    """A page, or what stands between a notebook's code."""
+    if path.suffix == ".md":
+        return path.read_text()
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown")
+
+
+def prose(path: Path) -> str:
+    """Without code, blocks and spans."""
+    blocks = re.sub(r"^```.*?^```$", "", markdown(path), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^ {4}.*$|`[^`]*`", "", blocks, flags=re.MULTILINE)
+
+
+# links -------------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub makes them of headings; of two that are alike the second gets a number."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", markdown(path), flags=re.DOTALL | re.MULTILINE),
+                              flags=re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
+    return set(found)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], **named)
+def test_every_link_and_picture_is_there(page):
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target in PLACES, f"{link} leads nowhere"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+def test_the_readme_leads_to_every_page_and_lesson():
+    linked = {(README.parent / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", prose(README))}
+    assert {*PAGES, *NOTEBOOKS} - {README} <= linked
+
+
+# the README --------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_one_page():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+def rows(page: Path, columns: int) -> list[list[str]]:
+    """The cells of a page's tables of so many columns."""
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+             for line in page.read_text().splitlines() if line.startswith("|")]
+    return [row for row in cells if len(row) == columns]
+
+
+def test_a_verdicts_figures_stand_on_the_page_that_it_names():
+    verdicts = [(verdict, re.findall(r"\]\(([^)#]+)", evidence)) for _, verdict, evidence, _ in rows(README, 4)]
+    figures = [(figure, page) for verdict, pages in verdicts for page in pages for figure in re.findall(r"\d+\.\d+", verdict)]
+    assert len(figures) > 5
+    assert not [(figure, page) for figure, page in figures if figure not in (ROOT / page).read_text()]
+
+
+def test_a_lessons_minutes_are_its_own():
+    lessons = [(re.search(r"\]\(([^)]+)", link)[1], minutes) for link, minutes, _ in rows(README, 3) if minutes.isdigit()]
+    assert len(lessons) == len(NOTEBOOKS) - 1  # the solutions take none
+    assert all(re.search(rf"\*\*Takes\*\* (about )?{minutes} minutes", markdown(ROOT / name)) for name, minutes in lessons)
+
+
+# code --------------------------------------------------------------------------------------------------------------
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def claimed(line: str) -> str:
+    """The value that a comment states after an expression; "" if it begins with a word: then it is a remark."""
+    comment = line.partition("  # ")[2]
+    return comment.partition(": ")[0] if re.match(r"[\d\[('\"-]|tensor\(|True|False", comment) else ""
+
+
+def says(value, written: str) -> bool:
+    """Whether a value prints as it is written, numbers to the digits that are written."""
+    number = r"(-?\d+\.?\d*(?:e-?\d+)?)"
+    here, there = (re.split(number, re.sub(r"\s", "", text)) for text in (str(value), written))
+    return here[::2] == there[::2] and all(abs(float(a) - float(b)) <= 0.5 * 10.0 ** -len(b.partition(".")[2]) + 1e-12
+                                           for a, b in zip(here[1::2], there[1::2], strict=True))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], **named)
+def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, compared = {"__name__": page.stem}, 0
+    for code in blocks(page):
+        lines = code.splitlines()
+        for node in ast.parse(code).body:
+            if isinstance(node, ast.Expr):
+                value = eval(compile(ast.Expression(node.value), page.name, "eval"), names)
+                if written := claimed(lines[node.end_lineno - 1]):
+                    assert says(value, written), f"{lines[node.end_lineno - 1]}: it is {value}"
+                    compared += 1
+            else:
+                exec(compile(ast.Module([node], []), page.name, "exec"), names)
+    assert page != README or compared >= 4
+
+
+@pytest.mark.parametrize(("value", "written", "right"), [
+    (0.18689, "0.1869", True), (0.18689, "0.187", True), (0.18689, "0.186", False), ([1, "a"], "[1, 'a']", True),
+    ([1, "a"], "[1, 'b']", False), (8, "8", True), (8, "9", False)])
+def test_a_value_is_compared_to_the_digits_that_are_written(value, written, right):
+    assert says(value, written) == right
+
+
+# commands ----------------------------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Command lines in blocks and in spans, as words."""
+    text = page.read_text()
+    lines = re.findall(r"^ {4}(.+)$", text, flags=re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+    begun = [line.replace(".venv/bin/", "") for line in lines if re.match(r"(\.venv/bin/)?(hapo-lab|python|make) ", line)]
+    return [shlex.split(line, comments=True) for line in begun]
+
+
+def test_every_make_target_is_in_the_makefile():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    asked = {words[1] for page in PAGES for words in commands(page) if words[0] == "make"}
+    assert {"demo", "lab", "test"} <= asked <= targets
+
+
+def test_every_script_and_notebook_that_a_command_names_is_there():
+    named = {word for page in PAGES for words in commands(page) if words[0] == "python"
+             for word in words[1:] if word.endswith((".py", ".ipynb")) and "NN" not in word}
+    assert len(named) > 10 and not [name for name in named if ROOT / name not in KEPT]
+
+
+def test_every_command_of_the_kit_parses():
+    from hapo_lab.commands.cli import parser
+    from hapo_lab.policy.models import PRESETS
+    from hapo_lab.reproducibility.catalogue import GATES, METHODS, SHAPINGS
+    from hapo_lab.tasks.builtin import TASKS
+    from hapo_lab.tasks.verifiers import VERIFIERS
+    known = {"method": METHODS, "gate": GATES, "shaping": SHAPINGS, "task": TASKS, "verifier": VERIFIERS, "model": PRESETS}
+    given = [words[1 if words[0] == "hapo-lab" else 3:] for page in PAGES for words in commands(page)
+             if words[0] == "hapo-lab" or words[1:3] == ["-m", "hapo_lab"] and words[3:]]
+    assert len(given) > 10
+    for words in given:
+        asked = vars(parser().parse_args(words))  # SystemExit, and its words, where it does not parse
+        unknown = {option: asked[option] for option, names in known.items() if asked.get(option) and asked[option] not in names}
+        assert all(re.search(r"\.py:|\.jsonl$|^[A-Z]+$", name) for name in unknown.values()), f"{words}: {unknown}"
