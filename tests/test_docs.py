@@ -1,6 +1,7 @@
-"""The pages: links lead somewhere, the README is one page, its code runs, its commands parse, and its figures stand where it says."""
+"""The pages: links lead somewhere, the README is one page, code runs and commands parse, figures stand where they are said to."""
 
 import ast
+import doctest
 import json
 import re
 import shlex
@@ -26,7 +27,8 @@ def markdown(path: Path) -> str:
     """A page, or what stands between a notebook's code."""
     if path.suffix == ".md":
         return path.read_text()
-    return "\n\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown")
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def prose(path: Path) -> str:
@@ -94,46 +96,51 @@ def test_a_lessons_minutes_are_its_own():
 # code --------------------------------------------------------------------------------------------------------------
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+class Prints(doctest.OutputChecker):
+    """A statement prints what the comment after it says; one without such a comment prints what it likes."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or says(re.sub(r"np\.float64\((.*)\)", r"\1", got), want)
 
 
-def claimed(line: str) -> str:
-    """The value that a comment states after an expression; "" if it begins with a word: then it is a remark."""
-    comment = line.partition("  # ")[2]
-    return comment.partition(": ")[0] if re.match(r"[\d\[('\"-]|tensor\(|True|False", comment) else ""
-
-
-def says(value, written: str) -> bool:
-    """Whether a value prints as it is written, numbers to the digits that are written."""
+def says(printed: str, written: str) -> bool:
+    """Whether both are the same, white space apart, and numbers to the digits that are written."""
     number = r"(-?\d+\.?\d*(?:e-?\d+)?)"
-    here, there = (re.split(number, re.sub(r"\s", "", text)) for text in (str(value), written))
+    here, there = (re.split(number, re.sub(r"\s", "", text)) for text in (printed, written))
     return here[::2] == there[::2] and all(abs(float(a) - float(b)) <= 0.5 * 10.0 ** -len(b.partition(".")[2]) + 1e-12
                                            for a, b in zip(here[1::2], there[1::2], strict=True))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], **named)
+def claimed(line: str) -> str:
+    """The value that a comment states, up to a colon; "" if it begins with a word, because then it is a remark."""
+    comment = line.partition("  # ")[2]
+    return comment.partition(": ")[0] if re.match(r"[\d\[('\"-]|tensor\(|True|False", comment) else ""
+
+
+def examples(page: Path) -> list[doctest.Example]:
+    """A page's Python, statement by statement."""
+    found = []
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        lines = code.splitlines()
+        for statement in ast.parse(code).body:
+            last = lines[statement.end_lineno - 1]
+            found.append(doctest.Example("\n".join(lines[statement.lineno - 1:statement.end_lineno]), claimed(last)))
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], **named)
 def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names, compared = {"__name__": page.stem}, 0
-    for code in blocks(page):
-        lines = code.splitlines()
-        for node in ast.parse(code).body:
-            if isinstance(node, ast.Expr):
-                value = eval(compile(ast.Expression(node.value), page.name, "eval"), names)
-                if written := claimed(lines[node.end_lineno - 1]):
-                    assert says(value, written), f"{lines[node.end_lineno - 1]}: it is {value}"
-                    compared += 1
-            else:
-                exec(compile(ast.Module([node], []), page.name, "exec"), names)
-    assert page != README or compared >= 4
+    whole, said = doctest.DocTest(examples(page), {"__name__": page.stem}, page.name, str(page), 0, None), []
+    assert doctest.DocTestRunner(Prints(), verbose=False).run(whole, out=said.append).failed == 0, "".join(said)
+    assert page != README or sum(bool(example.want) for example in whole.examples) >= 4
 
 
-@pytest.mark.parametrize(("value", "written", "right"), [
-    (0.18689, "0.1869", True), (0.18689, "0.187", True), (0.18689, "0.186", False), ([1, "a"], "[1, 'a']", True),
-    ([1, "a"], "[1, 'b']", False), (8, "8", True), (8, "9", False)])
-def test_a_value_is_compared_to_the_digits_that_are_written(value, written, right):
-    assert says(value, written) == right
+@pytest.mark.parametrize(("printed", "written", "right"), [
+    ("0.18689\n", "0.1869", True), ("0.18689", "0.187", True), ("0.18689", "0.186", False), ("[1, 'a']", "[1, 'a']", True),
+    ("[1, 'a']", "[1, 'b']", False), ("8", "8", True), ("8", "9", False), ("[8]", "8", False)])
+def test_a_value_is_compared_to_the_digits_that_are_written(printed, written, right):
+    assert says(printed, written) == right
 
 
 # commands ----------------------------------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ def test_every_command_of_the_kit_parses():
     from hapo_lab.tasks.verifiers import VERIFIERS
     known = {"method": METHODS, "gate": GATES, "shaping": SHAPINGS, "task": TASKS, "verifier": VERIFIERS, "model": PRESETS}
     given = [words[1 if words[0] == "hapo-lab" else 3:] for page in PAGES for words in commands(page)
-             if words[0] == "hapo-lab" or words[1:3] == ["-m", "hapo_lab"] and words[3:]]
+             if words[0] == "hapo-lab" or (words[1:3] == ["-m", "hapo_lab"] and words[3:])]
     assert len(given) > 10
     for words in given:
         asked = vars(parser().parse_args(words))  # SystemExit, and its words, where it does not parse
