@@ -1,7 +1,5 @@
-"""The pages: links lead somewhere, the README is one page, code runs and commands parse, figures stand where they are said to."""
+"""The pages: links lead somewhere, the README is one page, its figures stand where it says, and its commands parse."""
 
-import ast
-import doctest
 import json
 import re
 import shlex
@@ -93,56 +91,6 @@ def test_a_lessons_minutes_are_its_own():
     assert all(re.search(rf"\*\*Takes\*\* (about )?{minutes} minutes", markdown(ROOT / name)) for name, minutes in lessons)
 
 
-# code --------------------------------------------------------------------------------------------------------------
-
-
-class Prints(doctest.OutputChecker):
-    """A statement prints what the comment after it says; one without such a comment prints what it likes."""
-
-    def check_output(self, want, got, optionflags):
-        return not want or says(re.sub(r"np\.float64\((.*)\)", r"\1", got), want)
-
-
-def says(printed: str, written: str) -> bool:
-    """Whether both are the same, white space apart, and numbers to the digits that are written."""
-    number = r"(-?\d+\.?\d*(?:e-?\d+)?)"
-    here, there = (re.split(number, re.sub(r"\s", "", text)) for text in (printed, written))
-    return here[::2] == there[::2] and all(abs(float(a) - float(b)) <= 0.5 * 10.0 ** -len(b.partition(".")[2]) + 1e-12
-                                           for a, b in zip(here[1::2], there[1::2], strict=True))
-
-
-def claimed(line: str) -> str:
-    """The value that a comment states, up to a colon; "" if it begins with a word, because then it is a remark."""
-    comment = line.partition("  # ")[2]
-    return comment.partition(": ")[0] if re.match(r"[\d\[('\"-]|tensor\(|True|False", comment) else ""
-
-
-def examples(page: Path) -> list[doctest.Example]:
-    """A page's Python, statement by statement."""
-    found = []
-    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
-        lines = code.splitlines()
-        for statement in ast.parse(code).body:
-            last = lines[statement.end_lineno - 1]
-            found.append(doctest.Example("\n".join(lines[statement.lineno - 1:statement.end_lineno]), claimed(last)))
-    return found
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], **named)
-def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    whole, said = doctest.DocTest(examples(page), {"__name__": page.stem}, page.name, str(page), 0, None), []
-    assert doctest.DocTestRunner(Prints(), verbose=False).run(whole, out=said.append).failed == 0, "".join(said)
-    assert page != README or sum(bool(example.want) for example in whole.examples) >= 4
-
-
-@pytest.mark.parametrize(("printed", "written", "right"), [
-    ("0.18689\n", "0.1869", True), ("0.18689", "0.187", True), ("0.18689", "0.186", False), ("[1, 'a']", "[1, 'a']", True),
-    ("[1, 'a']", "[1, 'b']", False), ("8", "8", True), ("8", "9", False), ("[8]", "8", False)])
-def test_a_value_is_compared_to_the_digits_that_are_written(printed, written, right):
-    assert says(printed, written) == right
-
-
 # commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +112,11 @@ def test_every_script_and_notebook_that_a_command_names_is_there():
     named = {word for page in PAGES for words in commands(page) if words[0] == "python"
              for word in words[1:] if word.endswith((".py", ".ipynb")) and "NN" not in word}
     assert len(named) > 10 and not [name for name in named if ROOT / name not in KEPT]
+
+
+def test_every_benchmark_has_its_line():
+    scripts = {path.name for path in KEPT if path.parent == ROOT / "benchmarks" and path.suffix == ".py"} - {"common.py"}
+    assert scripts == {Path(words[1]).name for words in commands(ROOT / "benchmarks" / "README.md") if words[0] == "python"}
 
 
 def test_every_command_of_the_kit_parses():

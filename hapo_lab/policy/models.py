@@ -92,7 +92,7 @@ def default_device() -> torch.device:
 def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 512,
                     device: torch.device | None = None) -> int:
     """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens (one pass),
-    and on a CPU the sampler's copy of the weights (`engines.TransformersEngine`)."""
+    and on a CPU the sampler's copy of the weights (`rollouts.TransformersEngine`)."""
     p, device = _preset(preset), device or default_device()
     width = compute_dtype(device).itemsize
     weights = (0.53 if quantize else width) * p.linear + width * p.other

@@ -192,7 +192,7 @@ def _judge(row: Row, verify: Verifier, completion: str) -> Verdict:
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(verdict, Verdict):
         raise ValueError(f"{row.where}: the verifier returns {verdict!r}; it must return a Verdict(correct, reason), "
-                         "from hapo_lab.")
+                         "from hapo_lab.tasks.")
     return verdict
 
 

@@ -55,7 +55,7 @@ class Task:
     max_new_tokens: int
     """Room for a right completion, and a little more."""
     source: dict | None = None
-    """Of a task from a file: what `jsonl.task_of_run` needs to build it again in a new process."""
+    """Of a task from a file: what `datasets.task_of_run` needs to build it again in a new process."""
     seed: int | None = None
     """Of the draw that decided which problems are held out, where there was one."""
 

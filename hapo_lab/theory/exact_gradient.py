@@ -95,7 +95,7 @@ def expected_gradient(logits, success_probs, trials: int, method: Method, teache
     teacher : int or (K,)
         The demonstration's action, or the distribution that it is drawn from. It is verified: its reward is 1.
     visit : int
-        For gates with memory, see `injection.injection_chances`: the policy was the same in the earlier visits.
+        For gates with memory, see `purity.injection_chances`: the policy was the same in the earlier visits.
 
     Raises
     ------

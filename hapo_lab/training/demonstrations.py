@@ -27,7 +27,7 @@ class Demonstrations:
     Parameters
     ----------
     file : path
-        As `tasks.jsonl` reads it.
+        As `datasets` reads it.
     out : path
         What is written; it may be `file`.
     verify : Verifier

@@ -1,0 +1,56 @@
+"""The Python of the pages runs as written, and gives what the comments beside it say."""
+
+import ast
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+from test_docs import PAGES, README, named
+
+
+class Prints(doctest.OutputChecker):
+    """A statement prints what the comment after it says; one without such a comment prints what it likes."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or says(re.sub(r"np\.float64\((.*)\)", r"\1", got), want)
+
+
+def says(printed: str, written: str) -> bool:
+    """Whether both are the same, white space apart, and numbers to the digits that are written."""
+    number = r"(-?\d+\.?\d*(?:e-?\d+)?)"
+    here, there = (re.split(number, re.sub(r"\s", "", text)) for text in (printed, written))
+    return here[::2] == there[::2] and all(abs(float(a) - float(b)) <= 0.5 * 10.0 ** -len(b.partition(".")[2]) + 1e-12
+                                           for a, b in zip(here[1::2], there[1::2], strict=True))
+
+
+def claimed(line: str) -> str:
+    """The value that a comment states, up to a colon; "" if it begins with a word, because then it is a remark."""
+    comment = line.partition("  # ")[2]
+    return comment.partition(": ")[0] if re.match(r"[\d\[('\"-]|tensor\(|True|False", comment) else ""
+
+
+def examples(page: Path) -> list[doctest.Example]:
+    """A page's Python, statement by statement."""
+    found = []
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        lines = code.splitlines()
+        for statement in ast.parse(code).body:
+            last = lines[statement.end_lineno - 1]
+            found.append(doctest.Example("\n".join(lines[statement.lineno - 1:statement.end_lineno]), claimed(last)))
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], **named)
+def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole, said = doctest.DocTest(examples(page), {"__name__": page.stem}, page.name, str(page), 0, None), []
+    assert doctest.DocTestRunner(Prints(), verbose=False).run(whole, out=said.append).failed == 0, "".join(said)
+    assert page != README or sum(bool(example.want) for example in whole.examples) >= 4
+
+
+@pytest.mark.parametrize(("printed", "written", "right"), [
+    ("0.18689\n", "0.1869", True), ("0.18689", "0.187", True), ("0.18689", "0.186", False), ("[1, 'a']", "[1, 'a']", True),
+    ("[1, 'a']", "[1, 'b']", False), ("8", "8", True), ("8", "9", False), ("[8]", "8", False)])
+def test_a_value_is_compared_to_the_digits_that_are_written(printed, written, right):
+    assert says(printed, written) == right
