@@ -57,7 +57,8 @@ def test_scaling_doubles_one_number_at_a_time(benchmark):
 
 
 def test_the_pages_tables_are_those_of_the_results(benchmark):
-    speed, success, purity = ((ROOT / page).read_text() for page in ("benchmarks/README.md", "docs/results.md", "docs/purity.md"))
+    pages = ("benchmarks/README.md", "docs/results.md", "docs/purity.md")
+    speed, success, purity = ((ROOT / page).read_text() for page in pages)
     assert "\n".join(benchmark("against_trl").table(results("against_trl"))) in speed
     assert "\n".join(benchmark("rollouts").table(results("rollouts")["repeats"])) in speed
     assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed

@@ -1,4 +1,4 @@
-"""The Python of the pages runs as written, and gives what the comments beside it say."""
+"""The Python of the pages runs as written, and gives what the comments beside it say; their commands parse."""
 
 import ast
 import doctest
@@ -6,7 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
-from test_docs import PAGES, README, named
+from test_docs import PAGES, README, commands, named
+
+from hapo_lab.commands.cli import parser
+from hapo_lab.gates import GATES
+from hapo_lab.loss import SHAPINGS
+from hapo_lab.methods import METHODS
+from hapo_lab.policy.models import PRESETS
+from hapo_lab.tasks.builtin import TASKS
+from hapo_lab.tasks.verifiers import VERIFIERS
+
+KNOWN = {"method": METHODS, "gate": GATES, "shaping": SHAPINGS, "task": TASKS, "verifier": VERIFIERS, "model": PRESETS}
 
 
 class Prints(doctest.OutputChecker):
@@ -54,3 +64,13 @@ def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
     ("[1, 'a']", "[1, 'b']", False), ("8", "8", True), ("8", "9", False), ("[8]", "8", False)])
 def test_a_value_is_compared_to_the_digits_that_are_written(printed, written, right):
     assert says(printed, written) == right
+
+
+def test_every_command_of_the_kit_parses():
+    given = [words[1 if words[0] == "hapo-lab" else 3:] for page in PAGES for words in commands(page)
+             if words[0] == "hapo-lab" or (words[1:3] == ["-m", "hapo_lab"] and words[3:])]
+    assert len(given) > 10
+    for words in given:
+        asked = vars(parser().parse_args(words))  # SystemExit, and its words, where it does not parse
+        unknown = [asked[option] for option, names in KNOWN.items() if asked.get(option) and asked[option] not in names]
+        assert all(re.search(r"\.py:|\.jsonl$|^[A-Z]+$", name) for name in unknown), f"{words}: {unknown}"
