@@ -55,7 +55,8 @@ def examples(page: Path) -> list[doctest.Example]:
 def test_the_code_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole, said = doctest.DocTest(examples(page), {"__name__": page.stem}, page.name, str(page), 0, None), []
-    assert doctest.DocTestRunner(Prints(), verbose=False).run(whole, out=said.append).failed == 0, "".join(said)
+    failed = doctest.DocTestRunner(Prints(), verbose=False).run(whole, out=said.append).failed
+    assert not failed, "".join(said)
     assert page != README or sum(bool(example.want) for example in whole.examples) >= 4
 
 
