@@ -173,7 +173,7 @@ def compare(job: str) -> dict[str, list[dict]]:
 
 
 def table(found: dict[str, dict]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     rows = ["| job | side | seconds a step | rollout | update | peak memory | over TRL: seconds, memory |",
             "|---|---|---|---|---|---|---|"]
     for job in JOBS:

@@ -2,7 +2,7 @@
 
     python benchmarks/purity_runs.py [FOLDER]
 
-Prints the README's table; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
+Prints the table of docs/purity.md; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
 after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
 """
 
@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
 
 
 def table() -> list[str]:
-    """Of the shipped runs, as it stands in the README."""
+    """Of the shipped runs, as it stands in docs/purity.md."""
     rows = ["| gate | student | injection | predicted | z | teacher's share of the gradient "
             "| held-out success (lowest to highest) | points above `beta`, by seed (standard error) |",
             "|---|---|---|---|---|---|---|---|"]

@@ -123,7 +123,7 @@ def gap(prompts: list[list[int]], groups: list[list[Completion]]) -> dict[str, f
 
 
 def table(repeats: dict[str, list[dict[str, float]]]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     middle = medians(repeats)
     rows = ["| | tokens a second | over generate, NF4 (in one repeat, lowest to highest) | taking over an adapter "
             "| log p off the trainer's: mean, at most |", "|---|---|---|---|---|"]

@@ -49,7 +49,7 @@ def steps(policy: Policy, engine: Engine, point: dict[str, int]) -> Iterator[Ste
 
 
 def table(middle: dict[str, dict[str, float]]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     rows = ["| what doubles | seconds a step | over the one before |", "|---|---|---|"]
     for axis, values in AXES.items():
         seconds = [middle[_name(BASE | {axis: value})]["step"] for value in values]

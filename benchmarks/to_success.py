@@ -92,7 +92,7 @@ def runs(method: str) -> list[RunLog]:
 
 
 def table() -> list[str]:
-    """As it stands in the README."""
+    """As it stands in docs/results.md."""
     rows = ["| method | held-out success | steps | tokens | seconds |", "|---|---|---|---|---|"]
     for method in COMPARED:
         logs = runs(method)

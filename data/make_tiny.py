@@ -3,7 +3,7 @@
     python data/make_tiny.py [--steps 1500] [--out data/tiny]
 
 A Llama of 0.9 million parameters over single characters, trained from nothing on sums of two numbers below 100. None of
-`tasks.RESERVED_SUMS` is among them, in either order. It answers in many ways, as big models do:
+`tasks.builtin.RESERVED_SUMS` is among them, in either order. It answers in many ways, as big models do:
 
     What is 27 + 58?  ->  "27 + 58 = 85."  |  "It is 85."  |  "85."          (96 of 100 times that is all)
                           ... " Total is 85"  |  " So 85"  |  " Answer: 85"  |  ...

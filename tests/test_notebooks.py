@@ -1,4 +1,4 @@
-"""The notebooks: what is committed, and the main job run from top to bottom by the README's command."""
+"""The notebooks: what is committed, and the main job run from top to bottom by the README's first command."""
 
 import json
 import re

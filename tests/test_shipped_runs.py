@@ -1,4 +1,4 @@
-"""The runs in data/runs: they load, they draw, and the README's figures are theirs."""
+"""The runs in data/runs: they load, they draw, and the figures of docs/results.md are theirs."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,17 @@ RUNS = sorted(path.parent for path in (ROOT / "data" / "runs").glob("*/run.json"
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
-def test_a_shipped_run_is_whole_and_its_figures_stand_in_the_readme(run):
+def test_a_shipped_run_is_whole_and_its_figures_stand_on_the_page_of_results(run):
     log = RunLog.load(run)
     assert len(log.steps) == log.planned
     assert len(log.groups_of(1)) == log.manifest["config"]["prompts"]
     assert to_png(training_figure(log)).startswith(b"\x89PNG")
     after = json.loads((run / "evaluation.json").read_text())["after"]
-    readme = (ROOT / "README.md").read_text()
-    assert f"{after['success']:.1%}" in readme
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert f"{after['success']:.1%}" in page
     if log.name == "HAPO":
         low, high = after["interval_95"]
-        assert f"({100 * low:.1f} to {100 * high:.1f})" in readme
+        assert f"({100 * low:.1f} to {100 * high:.1f})" in page
     assert f"{after['success']:.1%}" in summary(run)
 
 
