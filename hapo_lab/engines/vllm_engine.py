@@ -45,8 +45,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
 TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
 """Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
-taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors
-differ, and no GPU has been measured: so vLLM is taken where it saves twice its start."""
+taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors differ, and no GPU has been
+measured: so vLLM is taken where it saves twice its start."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
