@@ -21,8 +21,8 @@ from scipy import special
 
 @dataclass(frozen=True)
 class BetaPosterior:
-    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of `pdf`
-    and `cdf`: broadcast with their argument)."""
+    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of
+    `pdf` and `cdf`: broadcast with their argument)."""
 
     alpha: torch.Tensor
     beta: torch.Tensor

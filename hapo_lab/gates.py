@@ -103,8 +103,8 @@ def warn_of_size(gate: Gate, trials: int) -> None:
     what = (f"injects at S = {trials - 1}, where it replaces the group's only failure: "
             "all advantages become 0 and the group teaches nothing" if found[-1] == "leave" else
             "can never close: it injects even when every rollout is right")
-    warnings.warn(f"{gate} with groups of {trials} {what}. Lower the threshold, or choose a prior with a smaller beta or larger "
-                  "groups.", stacklevel=3)
+    warnings.warn(f"{gate} with groups of {trials} {what}. Lower the threshold, or choose a prior with a smaller beta or "
+                  "larger groups.", stacklevel=3)
 
 
 # without memory ----------------------------------------------------------------------------------------------------

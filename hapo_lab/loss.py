@@ -92,6 +92,7 @@ class ratio:
             raise ValueError(f"ratio: lambda is {self.lam}; it must be a positive number, such as 0.1.")
 
     def __call__(self, logp: torch.Tensor) -> torch.Tensor:
+        """F of log-probabilities, elementwise."""
         return torch.sigmoid(logp - torch.log(torch.tensor(self.lam, dtype=logp.dtype, device=logp.device)))
 
 

@@ -36,8 +36,8 @@ def test_too_few_other_rollouts_are_refused():
         prediction(np.zeros((1, 9)), [3], 7)
 
 
-@pytest.mark.parametrize("gate", [get_gate("running", discount=.5), get_gate("by-step", steps=3), get_gate("by-success", window=2)],
-                         ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", [get_gate("running", discount=.5), get_gate("by-step", steps=3),
+                                  get_gate("by-success", window=2)], ids=lambda gate: type(gate).__name__)
 def test_the_chances_of_a_gate_that_remembers_are_its_decisions(gate):
     state, rng = {}, np.random.default_rng(0)
     for _ in range(4):

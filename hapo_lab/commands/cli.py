@@ -26,6 +26,7 @@ from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy
+from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping
 from hapo_lab.reproducibility.kit import LESSONS
 from hapo_lab.runs.log import RunLog
@@ -46,6 +47,7 @@ USUAL = {"tiny": ("sums", TINY)}
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train a policy, in a run folder."""
     usual_task, usual = USUAL.get(args.model, ("json_record", Config()))
     config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     method = get_method(args.method)
@@ -72,6 +74,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def resume_run(args: argparse.Namespace) -> None:
+    """Go on with a run, where its last checkpoint left it."""
     _train(resume(args.run, args.engine, args.steps))
 
 
@@ -117,10 +120,11 @@ def evaluate_run(args: argparse.Namespace) -> None:
             by_key.setdefault(problem.key, []).append(rate)
         figures[who] = {"success": found.success, "interval_95": found.interval(), "dead_groups": found.dead,
                         "samples": args.samples, "by_problem": {key: mean_of(rates) for key, rates in by_key.items()}}
-    (args.run / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    disk.replace(args.run / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def report(args: argparse.Namespace) -> None:
+    """Write the pictures and tables of runs, and a picture that compares them."""
     logs = [RunLog.load(run) for run in args.runs]
     args.out.mkdir(parents=True, exist_ok=True)
     for log in logs:
@@ -136,6 +140,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def report_run(log: RunLog, out: Path) -> None:
+    """Write a run's picture and its table."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "training.png").write_bytes(to_png(training_figure(log)))
     log.write_csv(out / "steps.csv")
@@ -143,6 +148,7 @@ def report_run(log: RunLog, out: Path) -> None:
 
 
 def demonstrate(args: argparse.Namespace) -> None:
+    """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
     out = args.out or args.file.with_suffix(".demonstrated.jsonl")
     job = Demonstrations(args.file, out, load_verifier(_verifier(args)), args.model, args.samples)
     sampling = Sampling(args.max_new_tokens, args.temperature)
@@ -257,6 +263,7 @@ def _short(path: Path) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Every command, with its options and their help."""
     top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -270,7 +277,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
     p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}, or FILE.py:NAME")
-    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or FILE.py:NAME")
+    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or "
+                                     "FILE.py:NAME")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     _add_template_option(p)
@@ -314,7 +322,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("doctor", help="what this machine can do, and how to mend what it can't")
     p.set_defaults(run_command=examine)
-    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a "
+                                   "hub id")
     p.add_argument("--tokens", type=int, default=Config.token_budget,
                    help=f"of a pass, to reckon the model's memory with; default: {Config.token_budget}")
     p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
@@ -351,6 +360,7 @@ def _add_file_options(p: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run one command; what goes wrong is one sentence."""
     args = parser().parse_args(argv)
     try:
         args.run_command(args)

@@ -194,6 +194,7 @@ def _disk():
 
 
 def gib(size: float) -> str:
+    """Bytes in words."""
     return f"{size / 2**30:.1f} GiB"
 
 

@@ -41,6 +41,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
+        """See `Engine`: the copy's adapted layers get the policy's weights, dequantised."""
         for name, lora in self._copied():
             weight = dequantised_weight(lora)
             if self.merged:
@@ -48,6 +49,7 @@ class TransformersEngine:
             self._put(name, weight)
 
     def sleep(self) -> None:
+        """See `Engine`: the copy's adapted layers give up their memory."""
         for name, lora in self._copied():
             self._put(name, torch.empty(lora.out_features, lora.in_features, device="meta"))
 
@@ -62,6 +64,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See `Engine`. ValueError if a prompt and its completion exceed the policy's context."""
         longest = max(map(len, prompts))
         if longest + sampling.max_new_tokens > self.policy.context:
             raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the context of "

@@ -121,6 +121,7 @@ class VllmEngine:
         self.name = installed()[1]
 
     def sync(self) -> None:
+        """See `Engine`: vLLM gets the adapter, under a new id. Starts it where it doesn't run."""
         process = self._running()
         adapter, folder = _adapter(self.policy), Path(tempfile.mkdtemp(dir=process.scratch))
         save_file(adapter, folder / "adapter_model.safetensors")
@@ -133,6 +134,7 @@ class VllmEngine:
         """Nothing: its share of the memory was set when it started."""
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See `Engine`. EngineError if vLLM is not running."""
         process = _processes.get(self.policy.model)
         if not process or not process.end.alive:
             raise EngineError("vLLM is not running: sync starts it")

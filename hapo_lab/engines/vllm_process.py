@@ -114,6 +114,7 @@ class Server:
 
 
 def main(pipe: int, parent: int, scratch: str) -> None:
+    """Serve a trainer's requests over a pipe until it closes."""
     threading.Thread(target=_end_with, args=(parent, scratch), daemon=True).start()
     os.set_inheritable(pipe, False)
     try:

@@ -49,6 +49,7 @@ class Dashboard:
 
     @property
     def log(self) -> RunLog:
+        """The run that is shown."""
         return getattr(self._source, "log", self._source)
 
     def __enter__(self) -> Dashboard:
@@ -69,7 +70,7 @@ class Dashboard:
     def _draw(self, last: bool) -> None:
         from IPython.display import display
         start, done = time.monotonic(), len(self.log.steps)
-        if done == self._drawn or start < self._next and not last and done < self.log.planned:
+        if done == self._drawn or (start < self._next and not last and done < self.log.planned):
             return
         self._next = start + SHORTEST_INTERVAL  # should this attempt fail
         log = self.log.snapshot()  # a trainer in another thread goes on while this one is drawn

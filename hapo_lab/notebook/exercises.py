@@ -47,7 +47,7 @@ def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
 
 def _is_open(answer) -> bool:
     """Nothing, or something with a `...` left in it."""
-    return answer is ... or answer is None or isinstance(answer, tuple | list) and any(part is ... for part in answer)
+    return answer is ... or answer is None or (isinstance(answer, tuple | list) and any(part is ... for part in answer))
 
 
 def _value(answer, right, wrongs: Sequence[tuple[object, str]], well: str, hint: str, tolerance: float = 0.01) -> Mark:

@@ -64,6 +64,7 @@ class Explorable:
 
     @property
     def parameters(self) -> dict:
+        """What the controls say now."""
         return {name: tuple(w.value for w in control) if isinstance(control, list) else control.value
                 for name, control in self.controls.items()}
 

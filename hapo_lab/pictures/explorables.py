@@ -275,8 +275,8 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
     figure, panels = cell_figure(2, 1, height=5.0)
     names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]
     quietest = int(np.argmin(loudness))
-    for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"), (style.student, style.teacher),
-                                        strict=True):
+    for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"),
+                                        (style.student, style.teacher), strict=True):
         frame(ax, "token of the demonstration", unit)
         ax.bar(range(len(values)), values, 0.7, color=colour)
         ax.set(xlim=(-0.7, len(values) - 0.3), xticks=range(len(values)))

@@ -185,6 +185,7 @@ def rate_axis(ax: Axes, unit: str) -> None:
 
 
 def percent(p: float) -> str:
+    """A share in words: small ones with two digits."""
     return f"{p:.1%}" if p >= 0.0995 or p == 0 else f"{100 * p:.2g}%"
 
 

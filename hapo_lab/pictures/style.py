@@ -84,6 +84,7 @@ def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
 
 
 def frame(ax: Axes, x: str, y: str) -> None:
+    """The bare axes of a panel, with their labels."""
     ax.set_facecolor("white")
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -95,21 +96,25 @@ def frame(ax: Axes, x: str, y: str) -> None:
 
 
 def step_axis(ax: Axes, planned: int, y: str, top: float) -> None:
+    """A panel over a run's steps."""
     frame(ax, "step", y)
     ax.set(xlim=(0.5, planned + 0.5), ylim=(0, top))
     ax.xaxis.set_major_locator(whole())
 
 
 def whole() -> MaxNLocator:
+    """Ticks at whole numbers, few of them."""
     return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
 
 
 def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of a panel."""
     box, (width, height) = ax.get_position(), ax.figure.get_size_inches()
     return box.width * width, box.height * height
 
 
 def plot_line(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str) -> None:
+    """One value per step, thinner in a long run."""
     ax.plot([r.step for r in steps], values, color=colour, lw=2.2 if len(steps) < 100 else 1.2,
             marker="o" if len(steps) == 1 else None, ms=5, solid_capstyle="round", clip_on=False)
 
@@ -121,6 +126,7 @@ def plot_area(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], co
 
 
 def write(ax: Axes, x: float, y: float, text: str, colour: str, **options) -> None:
+    """Text in a panel, as it stands: a dollar sign is a dollar sign."""
     ax.text(x, y, text, color=colour, parse_math=False, **{"size": style.size} | options)
 
 
@@ -131,6 +137,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def headline(figure: Figure, text: str) -> None:
+    """The sentence above a figure, as large as fits."""
     line, (width, height) = style.size / 72, figure.get_size_inches()
     size = min(1.2 * style.size, 72 * (width - 2 * line) / (0.6 * len(text)))
     figure.text(1.3 * line / width, 1 - 1.2 * line / height, text, size=size, color=style.ink, weight="bold", va="top",

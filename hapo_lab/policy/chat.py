@@ -86,7 +86,7 @@ def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int
     if len(ids) + 1 > limit:
         return None
     if (read := text_of(policy, ids)) not in (text, " " + text):
-        at = len(os.path.commonprefix([text, read]))
+        at = len(os.path.commonprefix([text, read]))  # noqa: RUF071 - letter by letter is what is wanted
         raise ValueError(f"problem {problem.key!r}: its demonstration has {text[at:at + 20]!r} where its tokens of "
                          f"{policy.name} read {read[at:at + 20]!r}; replace what the tokenizer lacks, rewrites or takes for a "
                          "special token, or leave the demonstration out.")

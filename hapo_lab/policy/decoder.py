@@ -102,6 +102,7 @@ def refuse_unknown(config: PreTrainedConfig, name: str) -> None:
 
 
 def refusal(name: str, why: str) -> ValueError:
+    """The error for a model that this kit would compute wrong."""
     return ValueError(f"model {name!r} is refused, because its log-probabilities would be wrong: {why}. Choose another model.")
 
 

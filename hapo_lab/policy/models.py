@@ -86,6 +86,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -129,8 +130,8 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     Raises
     ------
     ValueError
-        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a model
-        whose log-probabilities this kit would not compute right.
+        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a
+        model whose log-probabilities this kit would not compute right.
     """
     device = torch.device(device) if device else default_device()
     dtype = compute_dtype(device)

@@ -32,6 +32,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.model.device
 
     @property
@@ -40,5 +41,6 @@ class Policy:
         return decoder.context(self.model.config)
 
     def trainable(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters."""
         return [p for p in self.model.parameters() if p.requires_grad]
 

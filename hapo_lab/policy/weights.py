@@ -7,6 +7,7 @@ from peft.tuners.lora import LoraLayer
 
 
 def is_quantized(parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter holds packed 4-bit codes, and not its values."""
     return hasattr(parameter, "quant_state")
 
 

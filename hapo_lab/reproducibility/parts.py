@@ -6,7 +6,6 @@ rebuilds it gets what ran, or a sentence that says why not. (What that file impo
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -16,6 +15,8 @@ from math import inf
 from pathlib import Path
 from types import FunctionType, ModuleType
 from weakref import WeakKeyDictionary
+
+from hapo_lab.reproducibility import disk
 
 _loaded: dict[tuple[str, str], ModuleType] = {}
 """Files as they were run, by path and checksum: the same class each time it is asked for."""
@@ -85,9 +86,9 @@ def load(name: str, sha256: str | None = None) -> object:
 def checksum(path: Path) -> str:
     """sha256 of a file; ValueError if it can't be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return disk.sha256(path)
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+        raise ValueError(f"{path} can't be read: {disk.why(error)}.") from None
 
 
 def _run(path: Path, found: str) -> ModuleType:

@@ -61,6 +61,7 @@ class RunLog:
 
     @property
     def name(self) -> str:
+        """The method's."""
         return self.manifest["method"]["name"]
 
     @property
@@ -99,6 +100,7 @@ class RunLog:
         return state
 
     def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
+        """A step that is done, with its groups; on the disk first, where there is a folder."""
         groups = list(groups)
         if self.folder:
             self._append("completions.jsonl", [_group_row(record.step, group) for group in groups])
@@ -126,7 +128,8 @@ class RunLog:
         act again when their step comes, and so does what the run was extended to."""
         with self.lock:
             self.steps, self.groups = self.steps[:steps], []
-            self.events = [event for event in self.events if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
+            self.events = [event for event in self.events
+                           if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
             if self.folder:
                 self._read = _cut(self.folder / "steps.jsonl", steps)
                 _cut(self.folder / "completions.jsonl", steps)
@@ -216,6 +219,7 @@ class RunLog:
         return rows
 
     def write_csv(self, path: Path) -> None:
+        """`table`, for a spreadsheet."""
         rows = self.table()
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with open(path, "w", newline="", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from hapo_lab.reproducibility import parts
+from hapo_lab.reproducibility import disk, parts
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, leaks, question
 from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
@@ -98,7 +98,7 @@ def read_rows(path: Path, verify: Verifier) -> list[Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+        raise ValueError(f"{path} can't be read: {disk.why(error)}.") from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from hapo_lab.reproducibility import parts
+from hapo_lab.reproducibility import disk, parts
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Task:
 
 
 def _checksum(problems: tuple[Problem, ...]) -> str:
-    return hashlib.sha256(json.dumps([asdict(problem) for problem in problems]).encode()).hexdigest()[:16]
+    return disk.sha256_of(json.dumps([asdict(problem) for problem in problems]).encode())[:16]
 
 
 def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:

@@ -144,8 +144,8 @@ def learning_curve(logits, success_probs, trials: int, method: Method, teacher, 
                    step_size: float = 1.0, decay: bool = False) -> LearningCurve:
     """logits <- logits + eta_t E[update], t = 1..steps; eta_t = step_size, or step_size / sqrt(t) with `decay`.
 
-    The decaying step is the one of Theorem 4.1. A gate that changes with time alone changes with t. The other parameters, and the
-    errors: see `expected_gradient`; gates whose memory depends on the path are refused as well.
+    The decaying step is the one of Theorem 4.1. A gate that changes with time alone changes with t. The other parameters, and
+    the errors: see `expected_gradient`; gates whose memory depends on the path are refused as well.
     """
     if steps != int(steps) or steps < 1:
         raise ValueError(f"exact_gradient: {steps} steps; it must be a whole number, at least 1.")

@@ -35,6 +35,7 @@ class Run:
         self.thread.start()
 
     def pause(self) -> None:
+        """Stop after the step that is under way, ready to go on."""
         self._give("pause")
 
     def step(self) -> None:

@@ -24,6 +24,7 @@ class Rows:
 
     @classmethod
     def of(cls, prompts: list[list[int]], groups: Sequence[Sequence[Rollout]]) -> Rows:
+        """The rollouts of groups in one list, each with the number of its prompt."""
         return cls(prompts, [r for group in groups for r in group], [i for i, group in enumerate(groups) for _ in group])
 
     def packs(self, some: Iterable[int], token_budget: int) -> list[list[int]]:

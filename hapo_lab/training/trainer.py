@@ -197,7 +197,8 @@ class Trainer:
         if evaluates:
             with timed(seconds, "evaluate"):
                 self.engine.sync()
-                heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples, sampling=self.sampling,
+                heldout = evaluate(self.policy, self.engine, self.task,
+                                   samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
         record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
                               without_demonstration=demonstrations.count(None),
@@ -288,7 +289,7 @@ class Trainer:
         """Two threads would spoil a policy, or a folder, that they share."""
         for other, run in list(in_background.items()):
             folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
-            shared = other.policy.model is self.policy.model or folders[0] and folders[0] == folders[1]
+            shared = other.policy.model is self.policy.model or (folders[0] and folders[0] == folders[1])
             if shared and run.thread is not threading.current_thread():
                 run.end()
 
@@ -351,7 +352,8 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
         raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
     manifest = log.manifest | {"method": log.manifest["method"] | {"gate": log.given_gate()}}
     policy, task, method, config = rebuild(manifest)
-    return Trainer(policy, task, method, replace(config, steps=steps or config.steps), folder=folder, resume=True, engine=engine)
+    config = replace(config, steps=steps or config.steps)
+    return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
 
 
 def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
