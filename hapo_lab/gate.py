@@ -10,6 +10,7 @@ and gamma = 0.8 are the paper's, by a reader's account. `gates.py` has other gat
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -17,6 +18,9 @@ from math import ceil, isfinite
 
 import torch
 from scipy import special
+
+Counts = torch.Tensor | Sequence[int] | int
+"""S or N, of one group or of several."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class BetaPosterior:
 
     def cdf(self, x: torch.Tensor | float) -> torch.Tensor:
         """P(success probability <= x): the regularised incomplete beta function."""
-        return self._special(special.betainc, torch.as_tensor(x, dtype=torch.float64, device="cpu").numpy())
+        return self._special(special.betainc, x)
 
     def interval(self, mass: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
         """The central interval that holds `mass` of the posterior, 0 < mass < 1."""
@@ -64,10 +68,11 @@ class BetaPosterior:
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """One draw an element, by inverting the cdf at a uniform number."""
-        return self._special(special.betaincinv, torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64).numpy())
+        return self._special(special.betaincinv, torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64))
 
-    def _special(self, function, x) -> torch.Tensor:
-        return torch.as_tensor(function(self.alpha.numpy(), self.beta.numpy(), x))
+    def _special(self, function: Callable, x: torch.Tensor | float) -> torch.Tensor:
+        at = torch.as_tensor(x, dtype=torch.float64, device="cpu")
+        return torch.as_tensor(function(self.alpha.numpy(), self.beta.numpy(), at.numpy()))
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class BetaGate:
     beta: float = 1.0
     threshold: float = 0.8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not (isfinite(value) and as_written(value) > 0):
@@ -114,22 +119,23 @@ class BetaGate:
         """The largest S that still injects, out of `trials`; below 0: none, at least `trials`: every one."""
         return ceil(self.bound(trials)) - 1
 
-    def posterior(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> BetaPosterior:
+    def posterior(self, successes: Counts, trials: Counts) -> BetaPosterior:
         """Beta(a0 + S, b0 + N - S), in the shape of the counts."""
         s, n = counts(successes, trials)
         return BetaPosterior(self.alpha + s.double().cpu(), self.beta + (n - s).double().cpu())
 
-    def injects(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> torch.Tensor:
+    def injects(self, successes: Counts, trials: Counts) -> torch.Tensor:
         """Whether each group is shown the teacher: bool, in the shape of the counts, which may have any dtype."""
         s, n = counts(successes, trials)
         sizes, which = n.unique(return_inverse=True)
         return s <= torch.tensor([self.cutoff(int(size)) for size in sizes], device=s.device)[which]
 
-    def chances(self, state: dict, key: str, trials: int, others=()) -> torch.Tensor:
+    def chances(self, state: dict, key: str, trials: int, others: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
         """See `gates.Gate`."""
         return self.injects(torch.arange(trials + 1), trials).double()
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> tuple[torch.Tensor, BetaPosterior, dict]:
         """See `gates.Gate`."""
         return self.injects(successes, trials), self.posterior(successes, trials), state
 
@@ -139,7 +145,7 @@ def as_written(number: float) -> Fraction:
     return Fraction(number).limit_denominator(10**6)
 
 
-def counts(successes, trials) -> tuple[torch.Tensor, torch.Tensor]:
+def counts(successes: Counts, trials: Counts) -> tuple[torch.Tensor, torch.Tensor]:
     """S and N as whole numbers, broadcast; ValueError unless 0 <= S <= N and N >= 1."""
     given = torch.broadcast_tensors(torch.as_tensor(successes), torch.as_tensor(trials))
     s, n = (x.long().contiguous() for x in given)

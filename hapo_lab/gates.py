@@ -5,7 +5,7 @@ the two methods of `Gate`; a `MemorylessGate` needs `chances` alone:
 
     @dataclass(frozen=True)
     class Half(MemorylessGate):
-        def chances(self, state, key, trials, others=()):
+        def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
             return 0.5 * (torch.arange(trials + 1) == 0)          # half of the groups that failed whole
 
 In a file of your own it is "my_gates.py:Half", to the command line, to `run.json` and to `resume`.
@@ -14,15 +14,20 @@ In a file of your own it is "my_gates.py:Half", to the command line, to `run.jso
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, isfinite
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
-from hapo_lab.gate import BetaGate, BetaPosterior, as_written, counts
+from hapo_lab.gate import BetaGate, BetaPosterior, Counts, as_written, counts
+
+Others = Sequence[tuple[int, int]]
+"""(S, N) of a step's other groups."""
+Decided = tuple[torch.Tensor, BetaPosterior, dict]
+"""Decisions, posterior, and the state for the next step: see `Gate.decide`."""
 
 
 class Gate(Protocol):
@@ -31,7 +36,7 @@ class Gate(Protocol):
     A gate keeps nothing to itself. What it remembers is `state`: plain data for JSON, {} before the first step.
     """
 
-    def chances(self, state: dict, key: str, trials: int, others: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """(N + 1,) float64: P(inject | S) for S = 0..N successes of one group; 0s and 1s, unless the gate draws.
 
         Parameters
@@ -48,7 +53,7 @@ class Gate(Protocol):
         ...
 
     def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
-               uniforms: Sequence[float]) -> tuple[torch.Tensor, BetaPosterior, dict]:
+               uniforms: Sequence[float]) -> Decided:
         """One training step's decisions: a pure function, called once a step.
 
         Parameters
@@ -91,6 +96,11 @@ def can_close(gate: Gate, trials: int) -> bool:
     return bool(gate.chances({}, "", trials)[-1] < 1)
 
 
+def with_numbers(gate: Gate, **numbers: float) -> Gate:
+    """The gate with other numbers. TypeError if it is no dataclass, or has none of that name."""
+    return replace(cast(Any, gate), **numbers)
+
+
 _warned: set[tuple[str, int]] = set()
 
 
@@ -113,13 +123,16 @@ def warn_of_size(gate: Gate, trials: int) -> None:
 class MemorylessGate:
     """Decides from a group's own S and N. A subclass writes `chances`."""
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    chances: Callable[..., torch.Tensor]
+
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> Decided:
         """See `Gate`."""
         counts(successes, trials)
         chances = [self.chances(state, key, n)[s] for key, s, n in zip(keys, successes, trials, strict=True)]
         return (torch.as_tensor(uniforms, dtype=torch.float64) < torch.stack(chances), self.posterior(successes, trials), state)
 
-    def posterior(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> BetaPosterior:
+    def posterior(self, successes: Counts, trials: Counts) -> BetaPosterior:
         """Beta(1 + S, 1 + N - S), only for looking at."""
         return BetaGate().posterior(successes, trials)
 
@@ -135,7 +148,7 @@ def _up_to(cutoff: int, trials: int) -> torch.Tensor:
 class NeverGate(MemorylessGate):
     """Leaves every group alone."""
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         return _up_to(-1, trials)
 
@@ -144,7 +157,7 @@ class NeverGate(MemorylessGate):
 class AlwaysGate(MemorylessGate):
     """Injects into every group, one of only successes included."""
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         return _up_to(trials, trials)
 
@@ -153,7 +166,7 @@ class AlwaysGate(MemorylessGate):
 class HardGate(MemorylessGate):
     """Injects where the whole group failed."""
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         return _up_to(0, trials)
 
@@ -164,7 +177,7 @@ class ThompsonGate(MemorylessGate, BetaGate):
 
     posterior = BetaGate.posterior
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """P(Beta(a0 + S, b0 + N - S) < gamma); see `Gate`."""
         return self.posterior(torch.arange(trials + 1), trials).cdf(self.threshold)
 
@@ -178,7 +191,7 @@ class _AnnealedGate(BetaGate):
 
     end: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.end <= self.threshold:
             raise ValueError(f"gate: the threshold ends at {self.end}; it must lie between 0 and its start, {self.threshold}.")
@@ -189,7 +202,7 @@ class _AnnealedGate(BetaGate):
         gamma = start + (as_written(self.end) - start) * progress
         return ceil(gamma * (a + b + trials) - a) - 1
 
-    def _decide(self, progress, successes, trials):
+    def _decide(self, progress: Fraction, successes: Counts, trials: Sequence[int]) -> tuple[torch.Tensor, BetaPosterior]:
         cutoffs = torch.tensor([self.cutoff_at(progress, n) for n in trials])
         return counts(successes, trials)[0] <= cutoffs, self.posterior(successes, trials)
 
@@ -204,7 +217,7 @@ class StepAnnealedGate(_AnnealedGate):
 
     steps: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.steps != int(self.steps):
             raise ValueError(f"gate: the threshold falls over {self.steps} steps; it must be a whole number, at least 1.")
@@ -213,11 +226,12 @@ class StepAnnealedGate(_AnnealedGate):
         """The share of the way to `end` after so many steps."""
         return min(Fraction(done, self.steps), Fraction(1))
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         return _up_to(self.cutoff_at(self.progress(state.get("step", 0)), trials), trials)
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> Decided:
         """See `Gate`."""
         done = state.get("step", 0)
         return *self._decide(self.progress(done), successes, trials), {"step": done + 1}
@@ -232,17 +246,18 @@ class SuccessAnnealedGate(_AnnealedGate):
 
     window: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1 or self.window != int(self.window):
             raise ValueError(f"gate: a window of {self.window} steps; it must be a whole number, at least 1.")
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         return torch.tensor([float(s <= self.cutoff_at(self._rate(self._recent(state, [*others, (s, trials)])), trials))
                              for s in range(trials + 1)], dtype=torch.float64)
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> Decided:
         """See `Gate`."""
         counts(successes, trials)
         recent = self._recent(state, zip(successes, trials, strict=True))
@@ -269,17 +284,18 @@ class RunningGate(BetaGate):
 
     discount: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not (isfinite(self.discount) and 0 < as_written(self.discount) <= 1):
             raise ValueError(f"gate: the discount is {self.discount}; it must lie in (0, 1], such as 0.9.")
 
-    def chances(self, state, key, trials, others=()):
+    def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
         s, n = self._discounted([*state.get("visits", {}).get(key, []), [0, trials]])
         return _up_to(ceil(self.bound(n) - s) - 1, trials)
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> Decided:
         """See `Gate`."""
         counts(successes, trials)
         visits, sums = dict(state.get("visits", {})), []
@@ -297,6 +313,7 @@ class RunningGate(BetaGate):
         return s, n
 
 
-GATES = {"beta": BetaGate, "always": AlwaysGate, "never": NeverGate, "hard": HardGate, "thompson": ThompsonGate,
-         "by-step": StepAnnealedGate, "by-success": SuccessAnnealedGate, "running": RunningGate}
+GATES: dict[str, type[Gate]] = {
+    "beta": BetaGate, "always": AlwaysGate, "never": NeverGate, "hard": HardGate, "thompson": ThompsonGate,
+    "by-step": StepAnnealedGate, "by-success": SuccessAnnealedGate, "running": RunningGate}
 """By name, for the command line. "beta" is the paper's."""

@@ -87,7 +87,7 @@ class ratio:
 
     lam: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (isfinite(self.lam) and self.lam > 0):
             raise ValueError(f"ratio: lambda is {self.lam}; it must be a positive number, such as 0.1.")
 
@@ -113,7 +113,7 @@ def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shap
     return shaping(logp) * advantages
 
 
-def slope(shaping: Shaping, logp: Sequence[float]) -> np.ndarray:
+def slope(shaping: Shaping, logp: Sequence[float] | np.ndarray) -> np.ndarray:
     """dF/dlogp at each of some log-probabilities, by autograd, float64."""
     x = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
     return torch.autograd.grad(shaping(x).sum(), x)[0].numpy()

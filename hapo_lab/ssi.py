@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hapo_lab.gate import BetaPosterior
 
+Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Rollout:
@@ -29,7 +30,7 @@ class Rollout:
     teacher: bool = False
     """Written by the teacher."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reward not in (0, 1):
             raise ValueError(f"rollout {self.text[:40]!r}: its reward is {self.reward}; rewards are 0 or 1.")
 
@@ -67,7 +68,7 @@ class Group:
     def sampled(self) -> tuple[Rollout, ...]:
         """The policy's own rollouts, the replaced one in its seat: all that the student's metrics may see."""
         seats = list(self.rollouts)
-        if self.replaced >= 0:
+        if self.removed:
             seats[self.replaced] = self.removed
         return tuple(r for r in seats if not r.teacher)
 
@@ -112,3 +113,9 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     seats = list(group.rollouts)
     removed, seats[seat] = seats[seat], replace(demonstration, teacher=True)
     return replace(group, rollouts=tuple(seats), replaced=seat, removed=removed, advantages=None)
+
+
+def known(part: Part | None) -> Part:
+    """A part of a group that the step before must have filled in, such as its advantages."""
+    assert part is not None, "this group has not come so far"
+    return part

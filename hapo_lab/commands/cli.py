@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.engines.vllm_engine import ENGINES
-from hapo_lab.gates import GATES
+from hapo_lab.gates import GATES, with_numbers
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
@@ -59,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     elif prior:
         if unknown := prior.keys() - vars(method.gate).keys():
             raise ValueError(f"the gate of method {args.method!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
-        method = replace(method, gate=replace(method.gate, **prior))
+        method = replace(method, gate=with_numbers(method.gate, **prior))
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
@@ -82,7 +84,7 @@ def _train(trainer: Trainer) -> None:
     for _ in trainer:
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
-    report_run(trainer.log, trainer.log.folder)
+    report_run(trainer.log, trainer.log.path())
 
 
 def _part_name(name: str) -> str:
@@ -128,7 +130,7 @@ def report(args: argparse.Namespace) -> None:
     logs = [RunLog.load(run) for run in args.runs]
     args.out.mkdir(parents=True, exist_ok=True)
     for log in logs:
-        report_run(log, args.out if len(logs) == 1 else args.out / log.folder.name)
+        report_run(log, args.out if len(logs) == 1 else args.out / log.path().name)
     if len(logs) > 1:
         exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.manifest.get("problems", {})]}
         if len(exams) > 1:
@@ -223,11 +225,11 @@ def _phases(log: RunLog) -> str:
 
 
 @contextmanager
-def _watched(run: Path):
+def _watched(run: Path) -> Iterator[None]:
     """Print a line whenever there is a new step of a run that another process writes, or is about to begin."""
     done = threading.Event()
 
-    def watch():
+    def watch() -> None:
         while not (run / "run.json").exists():
             if done.wait(0.5):
                 return
@@ -244,9 +246,9 @@ def _watched(run: Path):
 
 
 @contextmanager
-def _interrupt_goes_to(client):
+def _interrupt_goes_to(client: Any) -> Iterator[None]:
     """The first Ctrl-C goes to the kernel, whose trainer then finishes its step and saves; a second one stops us."""
-    def forward(*_):
+    def forward(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
         print("stopping after this step; Ctrl-C again to stop at once", flush=True)
         os.kill(client.km.provisioner.pid, signal.SIGINT)

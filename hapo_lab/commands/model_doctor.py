@@ -83,7 +83,7 @@ def _move(policy: Policy) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(policy.trainable()):
             draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-            parameter += 0.02 * draw.to(parameter.device)
+            parameter.add_(0.02 * draw.to(parameter.device))
 
 
 def _sampling(policy: Policy, engine: Engine) -> Iterator[Finding]:

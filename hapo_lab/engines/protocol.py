@@ -19,7 +19,7 @@ class Sampling:
     """A completion that reaches this length without an end-of-turn token is cut, and scores 0."""
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not self.temperature > 0:
             raise ValueError(f"{self}: max_new_tokens must be at least 1, temperature positive.")
 

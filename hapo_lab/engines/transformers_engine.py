@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -11,8 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
+from hapo_lab.policy.decoder import Model
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised_weight, is_quantized
+
+Lora = Any
+"""A `LoraLayer`. (Not all that its kinds have in common is declared there.)"""
 
 
 class TransformersEngine:
@@ -36,7 +41,7 @@ class TransformersEngine:
         self.policy = policy
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
         self.merged = policy.model.dtype == torch.float32
-        self.model = _plain(policy, self.merged) if self.own_copy else policy.model
+        self.model: Model = _plain(policy, self.merged) if self.own_copy else policy.model
         self.sync()
 
     @torch.no_grad()
@@ -53,7 +58,7 @@ class TransformersEngine:
         for name, lora in self._copied():
             self._put(name, torch.empty(lora.out_features, lora.in_features, device="meta"))
 
-    def _copied(self) -> list[tuple[str, LoraLayer]]:
+    def _copied(self) -> list[tuple[str, Lora]]:
         """The adapted layers whose weights it has of its own, each by the name of the copy's."""
         base = self.policy.model.get_base_model()
         own = "" if self.merged else ".base_layer"
@@ -79,7 +84,9 @@ class TransformersEngine:
             self._read(ids[:, :-1], mask[:, :-1], cache)
             cache.batch_repeat_interleave(n)
         token, mask = ids[:, -1:].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        generator, tokens, logps = torch.Generator(device).manual_seed(seed), [], []
+        generator = torch.Generator(device).manual_seed(seed)
+        tokens: list[torch.Tensor] = []
+        logps: list[torch.Tensor] = []
         ended = torch.zeros_like(token, dtype=torch.bool)
         while len(tokens) < sampling.max_new_tokens and not ended.all():
             logp = (self._read(token, mask, cache).float() / sampling.temperature).log_softmax(-1)
@@ -124,14 +131,14 @@ def _plain(policy: Policy, merged: bool) -> torch.nn.Module:
     """A copy of the base in which plain layers, their weights still to come, stand in for adapted ones (`merged`), or for the
     base layers under the adapter; all else is shared."""
     base = policy.model.get_base_model()
-    stand_in = {id(p): p for p in base.parameters() if not is_quantized(p)}
+    stand_in: dict[int, Any] = {id(p): p for p in base.parameters() if not is_quantized(p)}
     for module in base.modules():
         if isinstance(module, LoraLayer):
             stand_in[id(module if merged else module.get_base_layer())] = _unpacked(module)
     return deepcopy(base, memo=stand_in).eval()
 
 
-def _unpacked(layer: LoraLayer) -> torch.nn.Module:
+def _unpacked(layer: Lora) -> torch.nn.Module:
     """The base layer of a LoRA layer, of the class that reads its weight unpacked."""
     base = layer.get_base_layer()
     if not is_quantized(base.weight):

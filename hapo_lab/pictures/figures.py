@@ -64,9 +64,9 @@ def _success(ax: Axes, log: RunLog) -> None:
     labels = [(last.step, dead[-1], "dead", style.faint), (last.step, last.reward, "student", style.student)]
     if tested:
         _points(ax, log, "white")
-        labels.append((last.step, tested[-1].heldout, "held-out", style.held_out))
+        labels.append((last.step, tested[-1][1], "held-out", style.held_out))
     end_labels(ax, labels)
-    where = f", held-out {tested[-1].heldout:.2f}" if tested else f" at step {last.step}"
+    where = f", held-out {tested[-1][1]:.2f}" if tested else f" at step {last.step}"
     panel_title(ax, f"Student {last.reward:.2f}" + where)
 
 
@@ -105,7 +105,7 @@ def _posteriors(ax: Axes, log: RunLog) -> None:
         return panel_title(ax, "No posterior yet")
     last, x = log.steps[-1], np.linspace(0.004, 0.996, 249)
     kinds = Counter(zip(last.posterior, last.successes, last.trials, _states(last), strict=True))
-    curves = [(x, BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)).pdf(x).numpy(),
+    curves = [(x, BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)).pdf(torch.from_numpy(x)).numpy(),
                f"{s}/{n}" + (f" ×{count}" if count > 1 else ""), state)
               for (posterior, s, n, state), count in sorted(kinds.items())]
     ax.set_ylim(0, 1.35 * max(y.max() for _, y, _, _ in curves))
@@ -268,7 +268,7 @@ _MEASURES = {"success": lambda r: r.reward, "teacher samples": lambda r: r.teach
 
 def _best(logs: Sequence[RunLog], names: list[str]) -> str:
     what = "held-out" if _tested(*logs) else "student"
-    last = {name: _tested(log)[-1].heldout if what == "held-out" else log.steps[-1].reward
+    last = {name: _tested(log)[-1][1] if what == "held-out" else log.steps[-1].reward
             for name, log in zip(names, logs, strict=True) if (_tested(log) if what == "held-out" else log.steps)}
     best = [name for name, value in last.items() if value == max(last.values())]
     who = " and ".join(best) if len(best) < 3 else f"{len(best)} runs"
@@ -295,8 +295,9 @@ def _states(record: StepRecord) -> list[str]:
             for injected, advantages in zip(record.injected, record.advantages, strict=True)]
 
 
-def _tested(*logs: RunLog) -> list[StepRecord]:
-    return [r for log in logs for r in log.steps if r.heldout is not None]
+def _tested(*logs: RunLog) -> list[tuple[int, float]]:
+    """(step, held-out success) of the steps that were evaluated."""
+    return [(r.step, r.heldout) for log in logs for r in log.steps if r.heldout is not None]
 
 
 def _gate(log: RunLog, step: int | None = None) -> BetaGate | None:
@@ -344,5 +345,5 @@ def _rungs(log: RunLog, trials: int) -> list[str]:
 
 def _points(ax: Axes, log: RunLog, edge: str) -> None:
     tested = _tested(log)
-    ax.plot([r.step for r in tested], [r.heldout for r in tested], "o", color=style.held_out, ms=8, mec=edge, mew=1.5,
-            clip_on=False)
+    ax.plot([step for step, _ in tested], [success for _, success in tested], "o", color=style.held_out, ms=8, mec=edge,
+            mew=1.5, clip_on=False)

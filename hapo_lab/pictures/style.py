@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -47,14 +48,14 @@ class projector:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         style.size = self._before
 
 
 class Figure(matplotlib.figure.Figure):
     """1600 x 900 pixels, and any notebook shows it as they are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(figsize=(16 / 1.2, 9 / 1.2), dpi=120, facecolor="white")
 
     def _repr_png_(self) -> bytes:
@@ -109,7 +110,8 @@ def whole() -> MaxNLocator:
 
 def inches(ax: Axes) -> tuple[float, float]:
     """Width and height of a panel."""
-    box, (width, height) = ax.get_position(), ax.figure.get_size_inches()
+    figure: Any = ax.figure
+    box, (width, height) = ax.get_position(), figure.get_size_inches()
     return box.width * width, box.height * height
 
 
@@ -125,7 +127,7 @@ def plot_area(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], co
     ax.fill_between(edges, np.repeat(values, 2), color=colour, alpha=alpha, lw=0)
 
 
-def write(ax: Axes, x: float, y: float, text: str, colour: str, **options) -> None:
+def write(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
     """Text in a panel, as it stands: a dollar sign is a dollar sign."""
     ax.text(x, y, text, color=colour, parse_math=False, **{"size": style.size} | options)
 
@@ -144,7 +146,7 @@ def headline(figure: Figure, text: str) -> None:
                 parse_math=False)
 
 
-def end_labels(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+def end_labels(ax: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Write (x, y, text, colour) right of each line's end, moved apart; the axis is cut short to make room."""
     if not labels:
         return
@@ -165,7 +167,7 @@ def end_labels(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
         write(ax, x + 0.5 + 0.015 * (right - left), bottom + spot / height * (top - bottom), text, colour, va="center")
 
 
-def peak_labels(ax: Axes, curves) -> None:
+def peak_labels(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
     """Write each curve's label over its peak; one that would touch its neighbour is lifted."""
     width, height = (72 * side for side in inches(ax))
     em, line = 0.62 * style.size / width, 1.25 * style.size / height * ax.get_ylim()[1]

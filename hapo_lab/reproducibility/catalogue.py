@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 from hapo_lab.gates import GATES, Gate
 from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt
 from hapo_lab.methods import METHODS, Method
 from hapo_lab.reproducibility import parts
 
-PARTS = {part.__name__: part for part in (Method, *GATES.values(), ratio, probability, sqrt, log_probability)}
+_PARTS: tuple[Any, ...] = (Method, *GATES.values(), ratio, probability, sqrt, log_probability)
+PARTS = {part.__name__: part for part in _PARTS}
 """What a run.json names: methods, gates and shapings of this kit."""
 
 
@@ -45,7 +48,7 @@ def get_shaping(name: str) -> Shaping:
     return shaping() if isinstance(shaping, type) else shaping
 
 
-def _get(what: str, name: str, known: dict[str, object]):
+def _get(what: str, name: str, known: Mapping[str, Any]) -> Any:
     if name in known:
         return known[name]
     if ".py:" in name:

@@ -33,7 +33,8 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
     target, scratch = folder / f"step-{step:06d}", folder / f"writing-{step:06d}"
     memory = io.BytesIO()
     torch.save(optimizer.state_dict(), memory)
-    files = {"adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
+    files: dict[str, bytes | memoryview] = {
+        "adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
     state = {"step": step, "gate": gate_state, "scaler": scaler.state_dict(),
              "sha256": {name: disk.sha256_of(content) for name, content in files.items()}}
     try:

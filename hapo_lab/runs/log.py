@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from hapo_lab.gate import BetaPosterior
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.record import StepRecord, merged, step_from
-from hapo_lab.ssi import Group, Rollout
+from hapo_lab.ssi import Group, Rollout, known
 from hapo_lab.tasks.problem import Problem
 
 COMPLETION_CHARACTERS = 2000
@@ -58,6 +59,12 @@ class RunLog:
         self.lock = threading.RLock()
         """Held while events change: they come from the trainer and from controls, each in its own thread."""
         self._read = 0  # bytes of steps.jsonl that `steps` holds
+
+    def path(self, *name: str) -> Path:
+        """The run's folder, or a file in it; ValueError if the run is kept in memory only."""
+        if not self.folder:
+            raise ValueError("this run is kept in memory only: give the trainer a folder.")
+        return self.folder.joinpath(*name)
 
     @property
     def name(self) -> str:
@@ -108,7 +115,7 @@ class RunLog:
         self.steps.append(record)
         self.groups = groups
 
-    def event(self, kind: str, *, after_step: int | None = None, **details) -> None:
+    def event(self, kind: str, *, after_step: int | None = None, **details: Any) -> None:
         """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers, more
         steps to take."""
         with self.lock:
@@ -121,7 +128,7 @@ class RunLog:
     def sync(self) -> None:
         """All steps are on the disk when this returns: before a checkpoint says that they are."""
         for name in ("completions.jsonl", "steps.jsonl"):
-            disk.sync(self.folder / name)
+            disk.sync(self.path(name))
 
     def rewind(self, steps: int) -> None:
         """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
@@ -137,10 +144,10 @@ class RunLog:
 
     def create(self) -> None:
         """Make the folder; ValueError if a run is there already."""
-        if (self.folder / "run.json").exists():
+        if self.path("run.json").exists():
             raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        disk.replace(self.folder / "run.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
+        self.path().mkdir(parents=True, exist_ok=True)
+        disk.replace(self.path("run.json"), (json.dumps(self.manifest, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> RunLog:
@@ -165,7 +172,7 @@ class RunLog:
                 raise
             self.steps, self._read = [], 0  # the other process has gone back to a checkpoint
             self._read_steps()
-        self.events = [row for _, row in disk.rows(self.folder / "events.jsonl")]
+        self.events = [row for _, row in disk.rows(self.path("events.jsonl"))]
         return (len(self.steps), self.events) != known
 
     def follow(self, every: float = 0.5, stop: threading.Event | None = None) -> Iterator[RunLog]:
@@ -186,7 +193,7 @@ class RunLog:
         return copy
 
     def _read_steps(self) -> None:
-        path = self.folder / "steps.jsonl"
+        path = self.path("steps.jsonl")
         if self._read > (path.stat().st_size if path.exists() else 0):
             raise ValueError(f"{path} has become shorter.")
         for end, row in disk.rows(path, self._read):
@@ -230,13 +237,13 @@ class RunLog:
     def _append(self, name: str, rows: list[dict]) -> int:
         """Returns the bytes written."""
         content = disk.lines(rows)
-        disk.append(self.folder / name, content)
+        disk.append(self.path(name), content)
         return len(content)
 
 
 def _group_row(step: int, group: Group) -> dict:
     return {"step": step, "problem": asdict(group.problem), "replaced": group.replaced,
-            "advantages": group.advantages.tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
+            "advantages": known(group.advantages).tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
             "removed": group.removed and _rollout_row(group.removed)}
 
 

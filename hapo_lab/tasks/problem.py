@@ -58,7 +58,7 @@ class Task:
     seed: int | None = None
     """Of the draw that decided which problems are held out, where there was one."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.train or not self.heldout:
             raise ValueError(f"task {self.name!r}: it needs problems to train on and problems held out.")
         if both := {p.key: None for p, _ in leaks(self.train, self.heldout)}:

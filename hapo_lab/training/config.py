@@ -41,7 +41,7 @@ class Config:
     sampling_seed: int | None = None
     """In place of `seed`, for the rollouts, the evaluations while training, and what a gate draws."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"config: group_size is {self.group_size}; a group needs at least 2 rollouts to compare.")
         for name in ("steps", "prompts", "inner_epochs", "token_budget", "save_every"):
