@@ -19,14 +19,17 @@ from math import ceil, isfinite
 import torch
 from scipy import special
 
-Counts = torch.Tensor | Sequence[int] | int
-"""S or N, of one group or of several."""
+Counts = torch.Tensor | Sequence[int] | int  # S or N: of one group, or of several
 
 
 @dataclass(frozen=True)
 class BetaPosterior:
     """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of
-    `pdf` and `cdf`: broadcast with their argument)."""
+    `pdf` and `cdf`: broadcast with their argument).
+
+    >>> BetaPosterior(torch.tensor(7.0), torch.tensor(3.0)).mean
+    tensor(0.7000)
+    """
 
     alpha: torch.Tensor
     beta: torch.Tensor
@@ -79,26 +82,18 @@ class BetaPosterior:
 class BetaGate:
     """Inject where the posterior mean of a prompt's success is below a threshold. It remembers nothing.
 
-    Parameters
-    ----------
-    alpha, beta : float > 0
-        The prior Beta(alpha, beta): pseudo-counts of successes and failures.
-    threshold : float in (0, 1]
-        gamma. All three mean the decimal that was written, and ties are decided exactly. ValueError outside of these ranges.
-
-    Examples
-    --------
-    >>> BetaGate().injects(torch.tensor([0, 6, 7]), 8)      # 0.1, 0.7 and, exactly, 0.8
+    >>> BetaGate().injects([0, 6, 7], 8)      # means of 0.1, 0.7 and, exactly, 0.8
     tensor([ True,  True, False])
     """
 
     alpha: float = 1.0
     beta: float = 1.0
+    """Beta(alpha, beta) is the prior: pseudo-counts of successes and failures, both positive."""
     threshold: float = 0.8
+    """gamma, in (0, 1]. All three mean the decimal that was written, and ties are decided exactly."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if not (isfinite(value) and as_written(value) > 0):
                 raise ValueError(f"gate: the prior's {name} is {value}; it must be a positive number "
                                  "(at least 0.000001), such as 1.")

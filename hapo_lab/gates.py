@@ -1,14 +1,8 @@
 """What a gate is, and gates to compare the paper's with: what would let the teacher really leave?
 
 `BetaGate` is the paper's. The others, the schedules among them, are this kit's. A gate of your own is a frozen dataclass with
-the two methods of `Gate`; a `MemorylessGate` needs `chances` alone:
-
-    @dataclass(frozen=True)
-    class Half(MemorylessGate):
-        def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
-            return 0.5 * (torch.arange(trials + 1) == 0)          # half of the groups that failed whole
-
-In a file of your own it is "my_gates.py:Half", to the command line, to `run.json` and to `resume`.
+the two methods of `Gate`; a `MemorylessGate` needs `chances` alone. In a file of your own it is "my_gates.py:Half", to the
+command line, to `run.json` and to `resume`.
 """
 
 from __future__ import annotations
@@ -34,6 +28,15 @@ class Gate(Protocol):
     """What decides which of a step's groups are shown the teacher.
 
     A gate keeps nothing to itself. What it remembers is `state`: plain data for JSON, {} before the first step.
+
+    >>> class FirstVisit:
+    ...     def chances(self, state, key, trials, others=()):
+    ...         return torch.full((trials + 1,), float(key not in state), dtype=torch.float64)
+    ...     def decide(self, state, keys, successes, trials, uniforms):
+    ...         decisions = torch.tensor([key not in state for key in keys])
+    ...         return decisions, BetaGate().posterior(successes, trials), state | dict.fromkeys(keys, True)
+    >>> ladder(FirstVisit(), 2), ladder(FirstVisit(), 2, state={"7*8": True}, key="7*8")
+    (['inject', 'erases', 'inject'], ['leave', 'leave', 'leave'])
     """
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
@@ -81,6 +84,9 @@ def ladder(gate: Gate, trials: int, state: dict | None = None, key: str = "") ->
 
     "erases" is an injection at S = N - 1: it takes the group's only failure, every reward becomes 1, every advantage 0, and the
     group teaches nothing.
+
+    >>> ladder(BetaGate(), 4)
+    ['inject', 'inject', 'inject', 'erases', 'leave']
     """
     return rungs(gate.chances(state or {}, key, trials).tolist())
 
@@ -92,7 +98,11 @@ def rungs(chances: Sequence[float]) -> list[str]:
 
 
 def can_close(gate: Gate, trials: int) -> bool:
-    """Whether a group of only successes is ever left alone: if not, the teacher can never leave."""
+    """Whether a group of only successes is ever left alone: if not, the teacher can never leave.
+
+    >>> can_close(BetaGate(), 8), can_close(BetaGate(), 2)
+    (True, False)
+    """
     return bool(gate.chances({}, "", trials)[-1] < 1)
 
 
@@ -121,7 +131,14 @@ def warn_of_size(gate: Gate, trials: int) -> None:
 
 
 class MemorylessGate:
-    """Decides from a group's own S and N. A subclass writes `chances`."""
+    """Decides from a group's own S and N. A subclass writes `chances`.
+
+    >>> class Half(MemorylessGate):
+    ...     def chances(self, state, key, trials, others=()):
+    ...         return 0.5 * (torch.arange(trials + 1) == 0)          # half of the groups that failed whole
+    >>> ladder(Half(), 2)
+    ['50%', 'leave', 'leave']
+    """
 
     chances: Callable[..., torch.Tensor]
 
@@ -146,7 +163,11 @@ def _up_to(cutoff: int, trials: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class NeverGate(MemorylessGate):
-    """Leaves every group alone."""
+    """Leaves every group alone.
+
+    >>> ladder(NeverGate(), 2)
+    ['leave', 'leave', 'leave']
+    """
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
@@ -155,7 +176,11 @@ class NeverGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class AlwaysGate(MemorylessGate):
-    """Injects into every group, one of only successes included."""
+    """Injects into every group, one of only successes included.
+
+    >>> ladder(AlwaysGate(), 2)
+    ['inject', 'erases', 'inject']
+    """
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
@@ -164,7 +189,11 @@ class AlwaysGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class HardGate(MemorylessGate):
-    """Injects where the whole group failed."""
+    """Injects where the whole group failed.
+
+    >>> ladder(HardGate(), 2)
+    ['inject', 'leave', 'leave']
+    """
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
         """See `Gate`."""
@@ -173,7 +202,11 @@ class HardGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class ThompsonGate(MemorylessGate, BetaGate):
-    """Inject where a draw from the posterior, not its mean, is below the threshold."""
+    """Inject where a draw from the posterior, not its mean, is below the threshold.
+
+    >>> ladder(ThompsonGate(), 4)
+    ['inject', '99%', '94%', '74%', '33%']
+    """
 
     posterior = BetaGate.posterior
 
@@ -213,6 +246,9 @@ class StepAnnealedGate(_AnnealedGate):
 
     The paper's third version speaks of "adaptive threshold annealing" and publishes no schedule: this line is ours.
     State: {"step": steps done}.
+
+    >>> ladder(StepAnnealedGate(steps=10), 4, state={"step": 5})          # the threshold is 0.4 now
+    ['inject', 'inject', 'leave', 'leave', 'leave']
     """
 
     steps: int = 100
@@ -242,6 +278,9 @@ class SuccessAnnealedGate(_AnnealedGate):
     """The threshold falls with the student's success rate over the last `window` steps, the present one included.
 
     State: {"recent": [[S, N], ...]}, a step's sums over its groups.
+
+    >>> ladder(SuccessAnnealedGate(), 4, state={"recent": [[8, 12]]})
+    ['inject', 'inject', 'leave', 'leave', 'leave']
     """
 
     window: int = 10
@@ -280,6 +319,9 @@ class RunningGate(BetaGate):
     `discount`, in (0, 1], is what a visit still counts one visit later; 1: nothing is forgotten.
     State: {"visits": {key: [[S, N], ...]}}: whole numbers, so that ties are decided exactly and a new prior or
     discount acts at once.
+
+    >>> ladder(RunningGate(), 4, state={"visits": {"7*8": [[4, 4]]}}, key="7*8")
+    ['inject', 'inject', 'inject', 'leave', 'leave']
     """
 
     discount: float = 1.0

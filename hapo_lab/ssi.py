@@ -13,7 +13,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a prompt, by the policy or (`teacher`) by the demonstration."""
+    """One completion of a prompt, by the policy or (`teacher`) by the demonstration.
+
+    >>> Rollout(ids=(5, 6, 2), text="56", reward=1.0, reason="it says 56").reward
+    1.0
+    """
 
     ids: tuple[int, ...]
     """The completion's tokens, its end-of-turn token included."""
@@ -37,7 +41,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one."""
+    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one.
+
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, float(text == "56")) for text in ("54", "56", "63")))
+    >>> group.successes, group.dead, group.rewards
+    (1, False, tensor([0., 1., 0.], dtype=torch.float64))
+    """
 
     problem: Any
     """The `Problem` that they answer."""
@@ -101,6 +110,13 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     Group
         A new group, with `replaced` and `removed` set and the teacher marked. The old one is untouched;
         advantages are dropped, because the statistics they came from are gone.
+
+    Examples
+    --------
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63")))
+    >>> after = synthetic_success_injection(group, Rollout((5, 6, 2), "56", 1.0))
+    >>> [r.text for r in after.rollouts], after.teacher_mask, after.removed.text
+    (['56', '63'], tensor([ True, False]), '54')
     """
     if group.replaced >= 0:
         raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")

@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any
 from hapo_lab.reproducibility.kit import CHECKOUT, installed_version, requirements
 
 if TYPE_CHECKING:
-    import torch
-
     from hapo_lab.engines.vllm_engine import VllmEngine
     from hapo_lab.policy.models import Preset
     from hapo_lab.policy.policy import Policy
@@ -83,7 +81,13 @@ VERDICTS = "Training works here.", "Training can't work here yet"
 
 
 def doctor() -> None:
-    """Print what this machine can do, and how to mend what it can't."""
+    """Print what this machine can do, and how to mend what it can't.
+
+    >>> doctor()                                            # doctest: +ELLIPSIS
+    ok  Python ...
+    <BLANKLINE>
+    Training works here.
+    """
     report(findings(), *VERDICTS)
 
 
@@ -286,7 +290,7 @@ def gradient_agreement(policy: Policy, problem: Problem) -> tuple[float, float]:
             max((f.norm() / e.norm() - 1).abs().item() for f, e in pairs))
 
 
-def _adapter_gradients(policy: Policy, problem: Problem) -> list[torch.Tensor]:
+def _adapter_gradients(policy: Policy, problem: Problem) -> list[Any]:
     import torch
 
     from hapo_lab.policy.chat import prompt_ids

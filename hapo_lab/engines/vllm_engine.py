@@ -118,6 +118,13 @@ class VllmEngine:
     EngineError
         By `sync` and `generate`: the process has failed or died, or has another adapter than the policy. The next `sync`
         starts it again.
+
+    Examples
+    --------
+    >>> engine = VllmEngine(load_policy("tiny"))            # after `make vllm`
+    >>> engine.name                                         # doctest: +ELLIPSIS
+    'vllm... 0...'
+    >>> engine.close()                                      # had it sampled, its process would end here
     """
 
     def __init__(self, policy: Policy, log: Path | None = None, merge: bool | None = None):

@@ -34,6 +34,14 @@ class Controls:
     ----------
     trainer : Trainer
         If its gate has no prior and threshold, there are the buttons only.
+
+    Examples
+    --------
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, Config(steps=1, prompts=1, eval_every=0))
+    >>> live = Controls(trainer)
+    >>> live.sliders["threshold"].value = 0.5               # as a hand on the slider would
+    >>> trainer.gate
+    BetaGate(alpha=1.0, beta=1.0, threshold=0.5)
     """
 
     def __init__(self, trainer: Trainer):

@@ -35,13 +35,15 @@ class Dashboard:
     Parameters
     ----------
     source : Trainer or RunLog
-        What to show: a run log, or whatever has one as its `log`.
+        What to show.
 
     Examples
     --------
-    >>> with Dashboard(trainer) as dashboard:       # doctest: +SKIP
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, Config(steps=1, prompts=1, eval_every=0))
+    >>> with Dashboard(trainer) as dashboard:               # doctest: +ELLIPSIS
     ...     for record in trainer:
     ...         dashboard.update()
+    step 1 of 1   student ...   teacher in 1 of 1 groups   ... in all
     """
 
     def __init__(self, source: Trainer | RunLog):
@@ -115,7 +117,11 @@ class Dashboard:
 
 
 def watch(folder: str | Path) -> None:
-    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there."""
+    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there.
+
+    >>> watch(shipped_run("hapo-0").folder)                 # doctest: +ELLIPSIS
+    step 30 of 30   student ...   held-out ...   teacher in ... groups   ... in all
+    """
     log = RunLog.load(folder)
     with Dashboard(log) as dashboard, suppress(KeyboardInterrupt):
         for _ in log.follow():

@@ -1,6 +1,6 @@
 """Checks of the lessons' exercises: each takes an answer and says what is right, or which misconception it shows.
 
-A check never raises. `checks.exercises()` lists them.
+A check never raises. `exercises()` lists them.
 """
 
 from __future__ import annotations

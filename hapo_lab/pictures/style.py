@@ -41,7 +41,14 @@ style = Style()
 
 
 class projector:
-    """Larger type in all later figures: `projector()` for good, `with projector():` for a while, `projector(False)` back."""
+    """Larger type in all later figures: `projector()` for good, `with projector():` for a while, `projector(False)` back.
+
+    >>> small = training_figure(shipped_run("hapo-0"))
+    >>> with projector():
+    ...     large = training_figure(shipped_run("hapo-0"))
+    >>> [figure.axes[0].xaxis.label.get_size() for figure in (small, large)]
+    [11.0, 16.0]
+    """
 
     def __init__(self, on: bool = True):
         self._before, style.size = style.size, 16 if on else 11

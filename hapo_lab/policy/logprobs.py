@@ -107,11 +107,7 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
     logp, entropy : (B, longest completion) float32, all groups' completions in order; 0 beyond a completion's end
     token_mask : (B, longest completion) bool
     """
-    pieces: list[int] = []
-    places: list[int] = []
-    prompt_of: list[int] = []
-    owner_of: list[int] = []
-    predicting: list[int] = []
+    pieces, places, prompt_of, owner_of, predicting = (list[int]() for _ in range(5))
     start = owner = 0
     for g, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
         last_of_prompt = start + len(prompt) - 1

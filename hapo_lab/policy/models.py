@@ -95,7 +95,7 @@ def default_device() -> torch.device:
 def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 512,
                     device: torch.device | None = None) -> int:
     """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens (one pass),
-    and on a CPU the sampler's copy of the weights (`rollouts.TransformersEngine`)."""
+    and on a CPU the sampler's copy of the weights (`TransformersEngine`)."""
     p, device = _preset(preset), device or default_device()
     width = compute_dtype(device).itemsize
     weights = (0.53 if quantize else width) * p.linear + width * p.other
@@ -134,6 +134,12 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     ValueError
         An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a
         model whose log-probabilities this kit would not compute right.
+
+    Examples
+    --------
+    >>> policy = load_policy("tiny", rank=4)
+    >>> sum(p.numel() for p in policy.trainable())          # of the adapter, beside a million of the base
+    40960
     """
     device = torch.device(device) if device else default_device()
     dtype = compute_dtype(device)

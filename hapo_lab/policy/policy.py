@@ -15,7 +15,12 @@ from hapo_lab.policy import decoder
 
 @dataclass(frozen=True)
 class Policy:
-    """What is trained: a frozen base with a LoRA adapter, its tokenizer, and where it computes."""
+    """What is trained: a frozen base with a LoRA adapter, its tokenizer, and where it computes. `load_policy` makes it.
+
+    >>> policy: Policy = load_policy("tiny")
+    >>> policy.name, policy.context, policy.tokenizer.decode(policy.ends[:1])
+    ('tiny', 256, '<end>')
+    """
 
     name: str
     model: PeftModel

@@ -17,7 +17,11 @@ PARTS = {part.__name__: part for part in _PARTS}
 
 
 def get_method(name: str) -> Method:
-    """A method by its name, or one of your own from a file: "FILE.py:NAME"."""
+    """A method by its name, or one of your own from a file: "FILE.py:NAME".
+
+    >>> get_method("luffy") == LUFFY
+    True
+    """
     method = _get("method", name, METHODS)
     if not isinstance(method, Method):
         raise ValueError(f"{name!r} is no Method: make it one, such as dataclasses.replace(HAPO, name=..., gate=...).")
@@ -28,6 +32,9 @@ def get_gate(name: str, **numbers: float) -> Gate:
     """A gate by its name, or one of your own, "FILE.py:NAME": a class, or a gate that is made already.
 
     ValueError names what is not known: the gate, or a number that it doesn't have.
+
+    >>> get_gate("running", discount=0.5)
+    RunningGate(alpha=1.0, beta=1.0, threshold=0.8, discount=0.5)
     """
     gate = _get("gate", name, GATES)
     if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
@@ -41,7 +48,11 @@ def get_gate(name: str, **numbers: float) -> Gate:
 
 
 def get_shaping(name: str) -> Shaping:
-    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one."""
+    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one.
+
+    >>> get_shaping("ratio")
+    ratio(lam=0.1)
+    """
     shaping = _get("shaping", name, SHAPINGS)
     if not callable(shaping):
         raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")

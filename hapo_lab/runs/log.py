@@ -29,12 +29,20 @@ COMPLETION_CHARACTERS = 2000
 
 
 def runs_folder() -> Path:
-    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder."""
+    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder.
+
+    >>> (runs_folder() / "05_train_live").name
+    '05_train_live'
+    """
     return Path(os.environ.get("HAPO_LAB_RUNS", "runs")).absolute()
 
 
 def shipped_run(name: str) -> RunLog:
-    """A run that comes with the kit, such as "hapo-0"."""
+    """A run that comes with the kit, such as "hapo-0".
+
+    >>> shipped_run("hapo-0").manifest["model"]
+    'smollm2-135m'
+    """
     return RunLog.load(DATA / "runs" / name)
 
 
@@ -47,6 +55,14 @@ class RunLog:
         What was asked for, as JSON: it identifies the run.
     folder : Path, optional
         Where each record is appended as it comes.
+
+    Examples
+    --------
+    >>> log = shipped_run("hapo-0")                         # RunLog.load(folder) reads one of your own
+    >>> log.name, len(log.steps), log.planned
+    ('HAPO', 30, 30)
+    >>> log.table()[0]["teacher_samples"]
+    4
     """
 
     def __init__(self, manifest: dict, folder: Path | None = None):
@@ -74,7 +90,8 @@ class RunLog:
     @property
     def planned(self) -> int:
         """Steps that the run is to take: as first asked for, or as it was extended to."""
-        return max([self.manifest["config"]["steps"], *(event["steps"] for event in self.events if event["kind"] == "extended")])
+        extended = [event["steps"] for event in self.events if event["kind"] == "extended"]
+        return max([self.manifest["config"]["steps"], *extended])
 
     def gate(self, step: int | None = None) -> dict:
         """The gate in force at a step (None: the next one), as the manifest describes it.

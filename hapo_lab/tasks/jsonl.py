@@ -57,6 +57,15 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     ValueError
         A line that can't be read (file, line and field); problems twice or in both splits, and demonstrations that the
         verifier rejects (all of them, with their lines).
+
+    Examples
+    --------
+    >>> with open("own.jsonl", "w") as file:
+    ...     print('{"prompt": "What is 27 + 58?", "answer": "85", "split": "train"}', file=file)
+    ...     print('{"prompt": "What is 14 + 3?", "answer": "17", "split": "heldout"}', file=file)
+    >>> task = load_jsonl("own.jsonl", "last_number", max_new_tokens=16)
+    >>> task.verify(task.train[0], "27 + 58 = 85").correct
+    True
     """
     path, verifier = Path(path), load_verifier(verify)
     rows = read_rows(path, verifier)
@@ -192,7 +201,7 @@ def _judge(row: Row, verify: Verifier, completion: str) -> Verdict:
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(verdict, Verdict):
         raise ValueError(f"{row.where}: the verifier returns {verdict!r}; it must return a Verdict(correct, reason), "
-                         "from hapo_lab.tasks.")
+                         "from hapo_lab.")
     return verdict
 
 

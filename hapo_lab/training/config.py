@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """The defaults are the main job's: SmolLM2-135M on two CPU cores."""
+    """The numbers of a run. The defaults are the main job's: SmolLM2-135M on two CPU cores.
+
+    >>> Config(steps=10, group_size=4).prompts
+    4
+    """
 
     steps: int = 30
     prompts: int = 4
@@ -58,7 +62,11 @@ class Config:
 
 
 TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
-"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores."""
+"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores.
+
+>>> TINY.steps, TINY.learning_rate
+(60, 0.002)
+"""
 
 
 def learning_rate(config: Config, step: int) -> float:

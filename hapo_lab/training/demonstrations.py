@@ -27,7 +27,7 @@ class Demonstrations:
     Parameters
     ----------
     file : path
-        As `datasets` reads it.
+        As `load_jsonl` reads it.
     out : path
         What is written; it may be `file`.
     verify : Verifier

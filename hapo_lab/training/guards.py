@@ -13,7 +13,14 @@ from hapo_lab.engines.protocol import EngineError
 
 
 class TrainingError(RuntimeError):
-    """The run can't go on; the last good state is kept."""
+    """The run can't go on; the last good state is kept. What a `Trainer` raises says why, and what to do.
+
+    >>> try:                                                # around `for record in trainer`
+    ...     raise TrainingError("step 3 is refused, because the loss is nan")
+    ... except TrainingError as error:
+    ...     print(error)
+    step 3 is refused, because the loss is nan
+    """
 
 
 @contextmanager

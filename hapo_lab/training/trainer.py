@@ -61,6 +61,13 @@ class Trainer:
     ValueError
         The folder holds a run, or another one than is to be resumed; a prompt is too long; run.json could not give the method
         back as it is (a gate or shaping from a notebook), so that no resume would be right.
+
+    Examples
+    --------
+    >>> config = Config(steps=2, prompts=1, eval_every=0)
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config)
+    >>> [(record.step, record.trials) for record in trainer]
+    [(1, (8,)), (2, (8,))]
     """
 
     def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
@@ -347,6 +354,13 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
     not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
     folder holds no run, or one that is to take as many steps anyway.
+
+    >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
+    >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))
+    >>> next(begun).step
+    1
+    >>> [record.step for record in resume("run")]
+    [2]
     """
     log = RunLog.load(folder)
     if steps is not None and steps <= log.planned:
