@@ -10,14 +10,13 @@ and gamma = 0.8 are the paper's, by a reader's account. `gates.py` has other gat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, isfinite
 
 import torch
-from scipy import special
 
 Counts = torch.Tensor | Sequence[int] | int  # S or N: of one group, or of several
 
@@ -60,22 +59,23 @@ class BetaPosterior:
 
     def cdf(self, x: torch.Tensor | float) -> torch.Tensor:
         """P(success probability <= x): the regularised incomplete beta function."""
-        return self._special(special.betainc, x)
+        return self._special("betainc", x)
 
     def interval(self, mass: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
         """The central interval that holds `mass` of the posterior, 0 < mass < 1."""
         if not 0 < mass < 1:
             raise ValueError(f"interval: mass is {mass}; it must lie between 0 and 1, such as 0.95.")
         tail = (1 - mass) / 2
-        return self._special(special.betaincinv, tail), self._special(special.betaincinv, 1 - tail)
+        return self._special("betaincinv", tail), self._special("betaincinv", 1 - tail)
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """One draw an element, by inverting the cdf at a uniform number."""
-        return self._special(special.betaincinv, torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64))
+        return self._special("betaincinv", torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64))
 
-    def _special(self, function: Callable, x: torch.Tensor | float) -> torch.Tensor:
+    def _special(self, function: str, x: torch.Tensor | float) -> torch.Tensor:
+        from scipy import special  # here: the gate's decisions need none of it
         at = torch.as_tensor(x, dtype=torch.float64, device="cpu")
-        return torch.as_tensor(function(self.alpha.numpy(), self.beta.numpy(), at.numpy()))
+        return torch.as_tensor(getattr(special, function)(self.alpha.numpy(), self.beta.numpy(), at.numpy()))
 
 
 @dataclass(frozen=True)
