@@ -1,10 +1,15 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks colab setup vllm trl clean
+.PHONY: demo check test lab notebooks colab setup vllm trl clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
+
+check: setup  ## style, types, the order of the rooms, links: under a minute
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_docs.py
 
 test: setup  ## every test
 	@$(BIN)/python -m pytest

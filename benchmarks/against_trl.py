@@ -61,7 +61,7 @@ def ours(engine_name: str, job: str) -> None:
         start = time.perf_counter()
         record = next(steps)
         seconds = time.perf_counter() - start
-        assert job != "mixed" or record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS
+        assert job != "mixed" or (record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS)
         say(step=seconds, rollout=record.seconds["rollout"], update=record.seconds["update"], peak=sum(map(peak, pids)),
             tokens=record.tokens_sampled)
 

@@ -21,9 +21,9 @@ to_png(training_figure(shipped_run("hapo-0")))
 ROUNDS = 5
 
 
-def seconds(work) -> float:
+def seconds(work, *given, **named) -> float:
     start = time.perf_counter()
-    work()
+    work(*given, **named)
     return time.perf_counter() - start
 
 
@@ -42,8 +42,8 @@ def main() -> None:
                  widgets.clip_and_shape, widgets.purity_meter):
         face = make()
         sliders = [w for w in face.controls.values() if isinstance(w, ipywidgets.FloatSlider)]
-        ladder = statistics.median(seconds(lambda: face._line(**face.parameters)) for _ in range(ROUNDS))
-        whole = [seconds(lambda: setattr(slider, "value", end)) for slider in sliders for end in (slider.min, slider.max)]
+        ladder = statistics.median(seconds(face._line, **face.parameters) for _ in range(ROUNDS))
+        whole = [seconds(setattr, slider, "value", end) for slider in sliders for end in (slider.min, slider.max)]
         whole = whole or [seconds(face.refresh) for _ in range(ROUNDS)]
         print(f"{make.__name__:16s} {1000 * ladder:7.1f} ms {1000 * statistics.median(whole):17.0f} ms")
 

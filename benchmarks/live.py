@@ -38,7 +38,8 @@ with Dashboard(trainer.log) as dashboard:
             memory[record.step] = psutil.Process().memory_info().rss / 2**20
 
 training = sum(record.training_seconds for record in trainer.log.steps)
-print(f"{model}: {{config.steps}} steps of {{training / config.steps:.2f}} s; redrawing took {{drawing / training:.1%}} of that")
+print(f"{model}: {{config.steps}} steps of {{training / config.steps:.2f}} s; "
+      f"redrawing took {{drawing / training:.1%}} of that")
 print("memory: " + ", ".join(f"{{size:.0f}} MiB at step {{step}}" for step, size in memory.items()))
 """
 

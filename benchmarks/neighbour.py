@@ -57,7 +57,8 @@ def step(model: str, choice: str) -> dict[str, float]:
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
-    rows = ["| model | threads | quiet | beside a busy process | ratio | over torch's choice, quiet |", "|---|---|---|---|---|---|"]
+    rows = ["| model | threads | quiet | beside a busy process | ratio | over torch's choice, quiet |",
+            "|---|---|---|---|---|---|"]
     for model in STEPS:
         for choice in CHOICES:
             quiet, beside, torchs = (statistics.median(row["seconds"] for row in found[f"{model}, {who}, {when}"])

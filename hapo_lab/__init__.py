@@ -1,7 +1,7 @@
 """hapo_lab: a research kit for HAPO, Hindsight-Anchored Policy Optimization.
 
-Every name below is imported when it is first asked for, so the gate alone costs no model library. `__init__.pyi` says where each
-lives.
+Every name below is imported when it is first asked for, so the gate alone costs no model library. `__init__.pyi` says where
+each lives. The examples in their docstrings suppose `import torch` and `from hapo_lab import *`.
 """
 
 import lazy_loader

@@ -1,4 +1,6 @@
 # What `from hapo_lab import ...` gives, room by room. `__init__.py` reads this file.
+__version__: str
+
 from .commands.doctor import doctor as doctor
 from .engines.protocol import Completion as Completion
 from .engines.protocol import Engine as Engine

@@ -10,19 +10,25 @@ and gamma = 0.8 are the paper's, by a reader's account. `gates.py` has other gat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, isfinite
 
 import torch
-from scipy import special
+
+Counts = torch.Tensor | Sequence[int] | int  # S or N: of one group, or of several
 
 
 @dataclass(frozen=True)
 class BetaPosterior:
-    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of `pdf`
-    and `cdf`: broadcast with their argument)."""
+    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of
+    `pdf` and `cdf`: broadcast with their argument).
+
+    >>> BetaPosterior(torch.tensor(7.0), torch.tensor(3.0)).mean
+    tensor(0.7000)
+    """
 
     alpha: torch.Tensor
     beta: torch.Tensor
@@ -53,47 +59,41 @@ class BetaPosterior:
 
     def cdf(self, x: torch.Tensor | float) -> torch.Tensor:
         """P(success probability <= x): the regularised incomplete beta function."""
-        return self._special(special.betainc, torch.as_tensor(x, dtype=torch.float64, device="cpu").numpy())
+        return self._special("betainc", x)
 
     def interval(self, mass: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
         """The central interval that holds `mass` of the posterior, 0 < mass < 1."""
         if not 0 < mass < 1:
             raise ValueError(f"interval: mass is {mass}; it must lie between 0 and 1, such as 0.95.")
         tail = (1 - mass) / 2
-        return self._special(special.betaincinv, tail), self._special(special.betaincinv, 1 - tail)
+        return self._special("betaincinv", tail), self._special("betaincinv", 1 - tail)
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """One draw an element, by inverting the cdf at a uniform number."""
-        return self._special(special.betaincinv, torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64).numpy())
+        return self._special("betaincinv", torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64))
 
-    def _special(self, function, x) -> torch.Tensor:
-        return torch.as_tensor(function(self.alpha.numpy(), self.beta.numpy(), x))
+    def _special(self, function: str, x: torch.Tensor | float) -> torch.Tensor:
+        from scipy import special  # here: the gate's decisions need none of it
+        at = torch.as_tensor(x, dtype=torch.float64, device="cpu")
+        return torch.as_tensor(getattr(special, function)(self.alpha.numpy(), self.beta.numpy(), at.numpy()))
 
 
 @dataclass(frozen=True)
 class BetaGate:
     """Inject where the posterior mean of a prompt's success is below a threshold. It remembers nothing.
 
-    Parameters
-    ----------
-    alpha, beta : float > 0
-        The prior Beta(alpha, beta): pseudo-counts of successes and failures.
-    threshold : float in (0, 1]
-        gamma. All three mean the decimal that was written, and ties are decided exactly. ValueError outside of these ranges.
-
-    Examples
-    --------
-    >>> BetaGate().injects(torch.tensor([0, 6, 7]), 8)      # 0.1, 0.7 and, exactly, 0.8
+    >>> BetaGate().injects([0, 6, 7], 8)      # means of 0.1, 0.7 and, exactly, 0.8
     tensor([ True,  True, False])
     """
 
     alpha: float = 1.0
     beta: float = 1.0
+    """Beta(alpha, beta) is the prior: pseudo-counts of successes and failures, both positive."""
     threshold: float = 0.8
+    """gamma, in (0, 1]. All three mean the decimal that was written, and ties are decided exactly."""
 
-    def __post_init__(self):
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
+    def __post_init__(self) -> None:
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if not (isfinite(value) and as_written(value) > 0):
                 raise ValueError(f"gate: the prior's {name} is {value}; it must be a positive number "
                                  "(at least 0.000001), such as 1.")
@@ -114,22 +114,23 @@ class BetaGate:
         """The largest S that still injects, out of `trials`; below 0: none, at least `trials`: every one."""
         return ceil(self.bound(trials)) - 1
 
-    def posterior(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> BetaPosterior:
+    def posterior(self, successes: Counts, trials: Counts) -> BetaPosterior:
         """Beta(a0 + S, b0 + N - S), in the shape of the counts."""
         s, n = counts(successes, trials)
         return BetaPosterior(self.alpha + s.double().cpu(), self.beta + (n - s).double().cpu())
 
-    def injects(self, successes: torch.Tensor | int, trials: torch.Tensor | int) -> torch.Tensor:
+    def injects(self, successes: Counts, trials: Counts) -> torch.Tensor:
         """Whether each group is shown the teacher: bool, in the shape of the counts, which may have any dtype."""
         s, n = counts(successes, trials)
         sizes, which = n.unique(return_inverse=True)
         return s <= torch.tensor([self.cutoff(int(size)) for size in sizes], device=s.device)[which]
 
-    def chances(self, state: dict, key: str, trials: int, others=()) -> torch.Tensor:
+    def chances(self, state: dict, key: str, trials: int, others: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
         """See `gates.Gate`."""
         return self.injects(torch.arange(trials + 1), trials).double()
 
-    def decide(self, state, keys, successes, trials, uniforms):
+    def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
+               uniforms: Sequence[float]) -> tuple[torch.Tensor, BetaPosterior, dict]:
         """See `gates.Gate`."""
         return self.injects(successes, trials), self.posterior(successes, trials), state
 
@@ -139,7 +140,7 @@ def as_written(number: float) -> Fraction:
     return Fraction(number).limit_denominator(10**6)
 
 
-def counts(successes, trials) -> tuple[torch.Tensor, torch.Tensor]:
+def counts(successes: Counts, trials: Counts) -> tuple[torch.Tensor, torch.Tensor]:
     """S and N as whole numbers, broadcast; ValueError unless 0 <= S <= N and N >= 1."""
     given = torch.broadcast_tensors(torch.as_tensor(successes), torch.as_tensor(trials))
     s, n = (x.long().contiguous() for x in given)

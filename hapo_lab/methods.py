@@ -20,7 +20,12 @@ from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
 @dataclass(frozen=True)
 class Method:
-    """Everything in which the compared methods differ."""
+    """Everything in which the compared methods differ.
+
+    >>> strict = Method("HAPO, bar 0.5", gate=BetaGate(threshold=0.5))
+    >>> strict.advantages(torch.tensor([1.0, 0.0, 0.0]), teacher_mask=torch.tensor([True, False, False]))
+    tensor([ 1.1545, -0.5773, -0.5773])
+    """
 
     name: str
     """As it stands in figures and tables."""
@@ -65,16 +70,33 @@ class Method:
 
 
 HAPO = Method("HAPO", gate=BetaGate())
-"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours]."""
+"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours].
+
+>>> HAPO.gate
+BetaGate(alpha=1.0, beta=1.0, threshold=0.8)
+"""
 
 GRPO = Method("GRPO")
-"""HAPO's conventions with the gate never open: the comparison changes one thing."""
+"""HAPO's conventions with the gate never open: the comparison changes one thing.
+
+>>> from dataclasses import replace
+>>> GRPO == replace(HAPO, name="GRPO", gate=NeverGate())
+True
+"""
 
 LUFFY = Method("LUFFY", teacher_seats=1, scale="none", eps_low=inf, eps_high=inf, aggregation="luffy", entropy_bonus=0.001)
-"""As its released recipe runs: a teacher in every group, no std, no clip, an entropy bonus."""
+"""As its released recipe runs: a teacher in every group, no std, no clip, an entropy bonus.
+
+>>> LUFFY.teacher_seats, LUFFY.scale, LUFFY.eps_high, LUFFY.entropy_bonus
+(1, 'none', inf, 0.001)
+"""
 
 SFT = Method("SFT", teacher_seats=1, imitation=True, shaping=log_probability)
-"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured."""
+"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured.
+
+>>> SFT.advantages(torch.tensor([1.0, 1.0, 0.0]), teacher_mask=torch.tensor([False, True, False]))
+tensor([0., 1., 0.])
+"""
 
 METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT}
 

@@ -88,7 +88,7 @@ def as_new(policy):
     """Yields the policy once, and puts its adapter back."""
     new = [p.detach().clone() for p in policy.trainable()]
     yield policy
-    for p, value in zip(policy.trainable(), new):
+    for p, value in zip(policy.trainable(), new, strict=True):
         p.data.copy_(value)
     policy.model.zero_grad()
 

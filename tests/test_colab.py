@@ -118,7 +118,8 @@ class Colab:
     def versions(self) -> dict[str, str]:
         """"None" of what isn't there."""
         names = [*VERSIONS, "torch", "bitsandbytes", "gguf"]
-        done = self.run("-c", f"from hapo_lab.reproducibility.kit import installed_version as of; print(*map(of, {names}))", cwd=ROOT)
+        code = f"from hapo_lab.reproducibility.kit import installed_version as of; print(*map(of, {names}))"
+        done = self.run("-c", code, cwd=ROOT)
         return dict(zip(names, done.stdout.split(), strict=True))
 
 

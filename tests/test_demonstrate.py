@@ -42,7 +42,7 @@ def read(path):
 
 
 def test_what_is_kept_was_verified_and_the_rest_stays_open(tiny, tmp_path):
-    rows = SUMS[:8] + [SUMS[8] | {"demonstration": f"It is {SUMS[8]['answer']}.", "level": 3}, SUMS[9] | {"split": "heldout"}]
+    rows = [*SUMS[:8], SUMS[8] | {"demonstration": f"It is {SUMS[8]['answer']}.", "level": 3}, SUMS[9] | {"split": "heldout"}]
     file = write(tmp_path / "own.jsonl", [{"split": "train"} | row for row in rows])
     out = tmp_path / "out" / "own.jsonl"
     job = Demonstrations(file, out, last_number, "tiny", samples=4)

@@ -32,7 +32,8 @@ def test_collapse():
     figure, numbers = explorables.collapse([0, 1, 0, 0, 0, 0, 0, 0])
     assert numbers["advantages"][1] == pytest.approx(0.875) and not numbers["dead"]
     assert "1 of 8 right" in says(figure) and "right +0.88" in says(figure)
-    assert explorables.collapse([1, 0, 0, 0], "std")[1]["advantages"] == pytest.approx([1.4997, -.4999, -.4999, -.4999], abs=1e-4)
+    _, numbers = explorables.collapse([1, 0, 0, 0], "std")
+    assert numbers["advantages"] == pytest.approx([1.4997, -.4999, -.4999, -.4999], abs=1e-4)
 
 
 def test_hearing_names_the_token_at_which_the_teacher_whispers():
@@ -75,7 +76,8 @@ def test_three_priors():
     assert explorables.ladder_words(ladder(BetaGate(3, 1, 0.2), 8)).startswith("Never")
 
 
-@pytest.mark.parametrize("success_rate, mean", [(0.5, .9648), (0.8, .4967), (0.9, .1869), (0.95, .0572), (0.99, .0027), (1.0, 0.0)])
+@pytest.mark.parametrize("success_rate, mean", [(0.5, .9648), (0.8, .4967), (0.9, .1869), (0.95, .0572), (0.99, .0027),
+                                                (1.0, 0.0)])
 def test_long_run_of_mean_and_draw(success_rate, mean):
     assert explorables.gate_lab(success_rate)[1]["long_run_mean"] == pytest.approx(mean, abs=5e-5)
     s = np.arange(9)
@@ -180,8 +182,8 @@ def test_the_lab():
 
 
 @pytest.mark.parametrize("name, setting, value, word", [
-    ("injection", "successes", 9, "9 right of 8"), ("prior_pull", "alpha", 0, "positive"), ("prior_pull", "threshold", 0, "threshold"),
-    ("gate_lab", "beta", 0, "positive"), ("purity_meter", "alpha", 0, "positive"),
+    ("injection", "successes", 9, "9 right of 8"), ("prior_pull", "alpha", 0, "positive"),
+    ("prior_pull", "threshold", 0, "threshold"), ("gate_lab", "beta", 0, "positive"), ("purity_meter", "alpha", 0, "positive"),
     ("purity_meter", "threshold", 0, "threshold")])
 def test_settings_that_mean_nothing_show_one_sentence(name, setting, value, word, capfd):
     face = FACES[name]()
@@ -216,8 +218,9 @@ def test_the_frame_that_stays(monkeypatch):
 
 @pytest.mark.parametrize("large", [False, True], ids=["11pt", "16pt"])
 @pytest.mark.parametrize("draw", [
-    lambda: explorables.collapse([1, 0, 0, 0, 0, 0, 0, 0], "std"), explorables.dead_groups, lambda: explorables.injection(0, 16),
-    lambda: explorables.injection(7, threshold=0.85), lambda: explorables.prior_pull(0.25, 6, 0.33, 0, 16), lambda: explorables.prior_pull(6, 0.25),
+    lambda: explorables.collapse([1, 0, 0, 0, 0, 0, 0, 0], "std"), explorables.dead_groups,
+    lambda: explorables.injection(0, 16), lambda: explorables.injection(7, threshold=0.85),
+    lambda: explorables.prior_pull(0.25, 6, 0.33, 0, 16), lambda: explorables.prior_pull(6, 0.25),
     lambda: explorables.gate_lab(0.9, 100, reveal=True), explorables.clip_and_shape,
     lambda: explorables.clip_and_shape(0.3, 1e-6, -1.0), lambda: explorables.sentence_figure("One sentence.")])
 def test_nothing_leaves_the_picture(draw, large):

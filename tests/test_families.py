@@ -102,12 +102,12 @@ def saved(tmp_path_factory):
 def alone(model, temperature):
     """Log-probabilities and entropies by the model's own logits, one completion after another."""
     found = []
-    for prompt, group in zip(PROMPTS, COMPLETIONS):
+    for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True):
         for completion in group:
             logits = model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1:-1]
             logp = (logits / temperature).log_softmax(-1)
             found.append((logp.gather(1, torch.tensor(completion)[:, None])[:, 0], -(logp.exp() * logp).sum(-1)))
-    return [torch.cat(column) for column in zip(*found)]
+    return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -129,7 +129,7 @@ def test_lora_gradients_are_those_of_autograd_through_plain_logits(model):
     found = torch.autograd.grad(((logp[mask] + 0.3 * entropy[mask]) * weights).sum(), parameters)
     expected_logp, expected_entropy = alone(lora, 0.7)
     expected = torch.autograd.grad(((expected_logp + 0.3 * expected_entropy) * weights).sum(), parameters)
-    for f, e in zip(found, expected):
+    for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, atol=1e-5 * max(1, e.abs().max().item()), rtol=1e-4)
 
 
@@ -184,7 +184,7 @@ def test_the_heads_gradient_in_chunks(head):
     logp = logits.log_softmax(-1)
     expected = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
     found = head_logprobs(hidden, given, targets, 0.8, entropy_gradient=True)
-    for f, e in zip(found, expected):
+    for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.autograd.grad((f * weights).sum(), hidden, retain_graph=True),
                                    torch.autograd.grad((e * weights).sum(), hidden, retain_graph=True), atol=1e-5, rtol=1e-5)
@@ -331,7 +331,7 @@ def test_an_engine_that_samples_from_another_policy_stops_the_run_before_its_fir
                                             r"log-probabilities of the same tokens differ by [\d.]+ on average, and "
                                             r"rounding in float32 explains 0.001\."):
         next(iter(trainer))
-    assert all(torch.equal(p, q) for p, q in zip(before, fresh.trainable()))
+    assert all(torch.equal(p, q) for p, q in zip(before, fresh.trainable(), strict=True))
     assert not trainer.log.steps
 
 

@@ -79,7 +79,8 @@ def test_gradients_in_float16_are_float32s_at_a_large_batch(fresh, half, sums):
         gradients_of(Learner(p, method, CONFIG, sampling), groups) for p in (fresh, moved(half)))
     for a, b in zip(exact, found, strict=True):
         assert torch.cosine_similarity(a.flatten().double(), b.flatten().double(), 0) > 0.999
-    whole, error = (torch.cat([x.flatten() for x in gradient]) for gradient in (exact, [a - b for a, b in zip(exact, found)]))
+    errors = [a - b for a, b in zip(exact, found, strict=True)]
+    whole, error = (torch.cat([x.flatten() for x in gradient]) for gradient in (exact, errors))
     assert error.norm() < 0.02 * whole.norm()
     assert figures["skipped"] == 0 and figures["grad_norm"] == pytest.approx(whole.norm().item(), rel=0.02)
 

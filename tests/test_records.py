@@ -20,7 +20,8 @@ from hapo_lab.runs.log import COMPLETION_CHARACTERS, RunLog
 from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Rollout
 
-ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5}, "versions": {"torch": "2"}}
+ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5},
+         "versions": {"torch": "2"}}
 
 
 def record(step):

@@ -32,5 +32,5 @@ def test_a_shipped_run_is_whole_and_its_figures_stand_on_the_page_of_results(run
 def test_the_three_methods_are_shipped_from_one_seed_and_budget():
     logs = [RunLog.load(ROOT / "data" / "runs" / name) for name in ("hapo-0", "grpo-0", "sft-0")]
     assert [log.name for log in logs] == ["HAPO", "GRPO", "SFT"]
-    assert all(log.manifest["config"] == logs[0].manifest["config"] and log.manifest["heldout"] == logs[0].manifest["heldout"] for log in logs)
+    assert all(log.manifest[part] == logs[0].manifest[part] for part in ("config", "heldout") for log in logs)
     assert to_png(comparison_figure(logs)).startswith(b"\x89PNG")

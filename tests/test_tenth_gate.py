@@ -1,4 +1,4 @@
-"""A gate of one's own, in a file of one's own, is as good as the kit's: in training, on the ladder, in the theory, in a resume."""
+"""A gate of one's own, in a file of one's own, is as good as the kit's: in training, on the ladder, in theory, in a resume."""
 
 import itertools
 import math
@@ -114,8 +114,8 @@ def test_in_training_in_a_resume_and_under_controls(mine, fresh, sums, tmp_path,
     assert len(log.steps) == 4 and training_figure(log)
     state = {}
     for record in log.steps:
-        assert all(0 < chance or not decision for chance, decision in zip(
-            (method.gate.chances(state, key, 4)[s] for key, s in zip(record.problems, record.successes)), record.decisions))
+        decided = zip(record.problems, record.successes, record.decisions, strict=True)
+        assert all(not decision or method.gate.chances(state, key, 4)[s] > 0 for key, s, decision in decided)
         state = log.gate_state(record.step)
 
 

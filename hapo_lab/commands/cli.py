@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,12 +22,13 @@ from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.engines.vllm_engine import ENGINES
-from hapo_lab.gates import GATES
+from hapo_lab.gates import GATES, with_numbers
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy
+from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping
 from hapo_lab.reproducibility.kit import LESSONS
 from hapo_lab.runs.log import RunLog
@@ -46,6 +49,7 @@ USUAL = {"tiny": ("sums", TINY)}
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train a policy, in a run folder."""
     usual_task, usual = USUAL.get(args.model, ("json_record", Config()))
     config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     method = get_method(args.method)
@@ -57,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     elif prior:
         if unknown := prior.keys() - vars(method.gate).keys():
             raise ValueError(f"the gate of method {args.method!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
-        method = replace(method, gate=replace(method.gate, **prior))
+        method = replace(method, gate=with_numbers(method.gate, **prior))
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
@@ -72,6 +76,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def resume_run(args: argparse.Namespace) -> None:
+    """Go on with a run, where its last checkpoint left it."""
     _train(resume(args.run, args.engine, args.steps))
 
 
@@ -79,7 +84,7 @@ def _train(trainer: Trainer) -> None:
     for _ in trainer:
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
-    report_run(trainer.log, trainer.log.folder)
+    report_run(trainer.log, trainer.log.path())
 
 
 def _part_name(name: str) -> str:
@@ -117,14 +122,15 @@ def evaluate_run(args: argparse.Namespace) -> None:
             by_key.setdefault(problem.key, []).append(rate)
         figures[who] = {"success": found.success, "interval_95": found.interval(), "dead_groups": found.dead,
                         "samples": args.samples, "by_problem": {key: mean_of(rates) for key, rates in by_key.items()}}
-    (args.run / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    disk.replace(args.run / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def report(args: argparse.Namespace) -> None:
+    """Write the pictures and tables of runs, and a picture that compares them."""
     logs = [RunLog.load(run) for run in args.runs]
     args.out.mkdir(parents=True, exist_ok=True)
     for log in logs:
-        report_run(log, args.out if len(logs) == 1 else args.out / log.folder.name)
+        report_run(log, args.out if len(logs) == 1 else args.out / log.path().name)
     if len(logs) > 1:
         exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.manifest.get("problems", {})]}
         if len(exams) > 1:
@@ -136,6 +142,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def report_run(log: RunLog, out: Path) -> None:
+    """Write a run's picture and its table."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "training.png").write_bytes(to_png(training_figure(log)))
     log.write_csv(out / "steps.csv")
@@ -143,6 +150,7 @@ def report_run(log: RunLog, out: Path) -> None:
 
 
 def demonstrate(args: argparse.Namespace) -> None:
+    """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
     out = args.out or args.file.with_suffix(".demonstrated.jsonl")
     job = Demonstrations(args.file, out, load_verifier(_verifier(args)), args.model, args.samples)
     sampling = Sampling(args.max_new_tokens, args.temperature)
@@ -217,11 +225,11 @@ def _phases(log: RunLog) -> str:
 
 
 @contextmanager
-def _watched(run: Path):
+def _watched(run: Path) -> Iterator[None]:
     """Print a line whenever there is a new step of a run that another process writes, or is about to begin."""
     done = threading.Event()
 
-    def watch():
+    def watch() -> None:
         while not (run / "run.json").exists():
             if done.wait(0.5):
                 return
@@ -238,9 +246,9 @@ def _watched(run: Path):
 
 
 @contextmanager
-def _interrupt_goes_to(client):
+def _interrupt_goes_to(client: Any) -> Iterator[None]:
     """The first Ctrl-C goes to the kernel, whose trainer then finishes its step and saves; a second one stops us."""
-    def forward(*_):
+    def forward(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
         print("stopping after this step; Ctrl-C again to stop at once", flush=True)
         os.kill(client.km.provisioner.pid, signal.SIGINT)
@@ -257,6 +265,7 @@ def _short(path: Path) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Every command, with its options and their help."""
     top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -270,7 +279,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
     p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}, or FILE.py:NAME")
-    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or FILE.py:NAME")
+    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or "
+                                     "FILE.py:NAME")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     _add_template_option(p)
@@ -314,7 +324,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("doctor", help="what this machine can do, and how to mend what it can't")
     p.set_defaults(run_command=examine)
-    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a "
+                                   "hub id")
     p.add_argument("--tokens", type=int, default=Config.token_budget,
                    help=f"of a pass, to reckon the model's memory with; default: {Config.token_budget}")
     p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
@@ -351,6 +362,7 @@ def _add_file_options(p: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run one command; what goes wrong is one sentence."""
     args = parser().parse_args(argv)
     try:
         args.run_command(args)

@@ -21,8 +21,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hapo_lab.reproducibility.kit import CHECKOUT, installed_version, requirements
+
+if TYPE_CHECKING:
+    from hapo_lab.engines.vllm_engine import VllmEngine
+    from hapo_lab.policy.models import Preset
+    from hapo_lab.policy.policy import Policy
+    from hapo_lab.tasks.problem import Problem
 
 TRAINING_GOES_WITHOUT = {"bitsandbytes", "gguf", "ipywidgets", "nbclient"}
 HUB_SECONDS = 4
@@ -48,9 +55,9 @@ class Finding:
 _CHECKS: list[Callable[[], list[Finding]]] = []
 
 
-def check(what: str, vital: bool = False):
+def check(what: str, vital: bool = False) -> Callable[[Callable[[], Iterator[Finding]]], Callable[[], list[Finding]]]:
     """Register a check. Whatever goes wrong inside becomes its finding; a `vital` one's failure means no training."""
-    def register(look: Callable[[], Iterator[Finding]]):
+    def register(look: Callable[[], Iterator[Finding]]) -> Callable[[], list[Finding]]:
         def safe() -> list[Finding]:
             try:
                 with warnings.catch_warnings():
@@ -74,7 +81,13 @@ VERDICTS = "Training works here.", "Training can't work here yet"
 
 
 def doctor() -> None:
-    """Print what this machine can do, and how to mend what it can't."""
+    """Print what this machine can do, and how to mend what it can't.
+
+    >>> doctor()                                            # doctest: +ELLIPSIS
+    ok  Python ...
+    <BLANKLINE>
+    Training works here.
+    """
     report(findings(), *VERDICTS)
 
 
@@ -97,7 +110,7 @@ def report(found: Iterable[Finding], well: str, ill: str) -> bool:
 
 
 @check("Python")
-def _python():
+def _python() -> Iterator[Finding]:
     known = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=") \
         if (CHECKOUT / "pyproject.toml").exists() else "3.11"
     new_enough = sys.version_info >= tuple(map(int, known.split(".")))
@@ -106,7 +119,7 @@ def _python():
 
 
 @check("packages")
-def _packages():
+def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
     fine = []
     for wanted in map(Requirement, requirements()):
@@ -125,7 +138,7 @@ def _packages():
 
 
 @check("Jupyter")
-def _jupyter():
+def _jupyter() -> Iterator[Finding]:
     found = {name: installed_version(name) for name in ("jupyterlab", "notebook", "ipykernel", "ipywidgets")}
     shown = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     if found["ipykernel"] and found["ipywidgets"]:
@@ -139,9 +152,9 @@ def _jupyter():
 
 
 @check("processor")
-def _processor():
+def _processor() -> Iterator[Finding]:
     import torch
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     units = [torch.backends.cpu.get_cpu_capability()] + ["AVX512-BF16"] * ("avx512_bf16" in flags)
     units += ["AMX" if "amx_tile" in flags else "no AMX"] if flags else []
@@ -152,7 +165,7 @@ def _processor():
 
 
 @check("GPU")
-def _gpu():
+def _gpu() -> Iterator[Finding]:
     import torch
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -167,7 +180,7 @@ def _gpu():
 
 
 @check("numbers")
-def _numbers():
+def _numbers() -> Iterator[Finding]:
     from hapo_lab.policy.models import compute_dtype, default_device
     device = default_device()
     yield Finding("numbers", True, f"computes in {str(compute_dtype(device)).removeprefix('torch.')} on {device.type}; "
@@ -175,13 +188,13 @@ def _numbers():
 
 
 @check("memory")
-def _memory():
+def _memory() -> Iterator[Finding]:
     from hapo_lab.policy.models import memory_available
     yield Finding("memory", True, f"{gib(memory_available())} free")
 
 
 @check("disk")
-def _disk():
+def _disk() -> Iterator[Finding]:
     from hapo_lab.policy.models import cache_dir
     from hapo_lab.runs.log import runs_folder
     for what, folder, wanted, moves in (("disk, models", cache_dir(), 2**30, "HAPO_LAB_CACHE"),
@@ -194,6 +207,7 @@ def _disk():
 
 
 def gib(size: float) -> str:
+    """Bytes in words."""
     return f"{size / 2**30:.1f} GiB"
 
 
@@ -201,7 +215,7 @@ def gib(size: float) -> str:
 
 
 @check("bitsandbytes")
-def _bitsandbytes():
+def _bitsandbytes() -> Iterator[Finding]:
     import torch
 
     from hapo_lab.policy.models import default_device
@@ -209,18 +223,18 @@ def _bitsandbytes():
     try:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
         weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(default_device())
-        error = (dequantize_4bit(*quantize_4bit(weight, quant_type="nf4")) - weight).norm() / weight.norm()
+        off = ((dequantize_4bit(*quantize_4bit(weight, quant_type="nf4")) - weight).norm() / weight.norm()).item()
     except Exception as error:  # whatever keeps a compiled package from loading
         yield Finding("bitsandbytes", None, f"does not work here ({' '.join(str(error).split())[:120]}); the base model stays "
                                             "unquantized and takes more memory", fix)
         return
-    right = error.item() < 0.15  # NF4 of normal numbers: about 0.09
-    says = "4 bits work" if right else f"a weight comes back {error:.0%} wrong from 4 bits"
+    right = off < 0.15  # NF4 of normal numbers: about 0.09
+    says = "4 bits work" if right else f"a weight comes back {off:.0%} wrong from 4 bits"
     yield Finding("bitsandbytes", right, f"{installed_version('bitsandbytes')}: {says}", "" if right else fix)
 
 
 @check("training step", vital=True)
-def _training_step():
+def _training_step() -> Iterator[Finding]:
     """Forward and backward through the real 4-bit model, after it has generated."""
     from hapo_lab.policy.models import PRESETS, load_policy
     from hapo_lab.tasks.builtin import load_task
@@ -235,7 +249,7 @@ def _training_step():
                   "" if right else "python -m pip install bitsandbytes==0.50.2; or train with --no-quantize")
 
 
-def gradient_agreement(policy, problem) -> tuple[float, float]:
+def gradient_agreement(policy: Policy, problem: Problem) -> tuple[float, float]:
     """The adapter's gradients, after the policy generated in eval mode, against those over a dequantised base.
 
     Moves the adapter: where B = 0, A has no gradient.
@@ -253,7 +267,7 @@ def gradient_agreement(policy, problem) -> tuple[float, float]:
 
     from hapo_lab.policy.chat import prompt_ids
     from hapo_lab.policy.weights import dequantised_weight
-    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
     with torch.no_grad():
         for layer in layers:
             b = layer.lora_B["default"].weight
@@ -276,36 +290,36 @@ def gradient_agreement(policy, problem) -> tuple[float, float]:
             max((f.norm() / e.norm() - 1).abs().item() for f, e in pairs))
 
 
-def _adapter_gradients(policy, problem) -> list:
+def _adapter_gradients(policy: Policy, problem: Problem) -> list[Any]:
+    import torch
+
     from hapo_lab.policy.chat import prompt_ids
     from hapo_lab.policy.logprobs import completion_logprobs
-    policy.model.zero_grad()
     completion = policy.tokenizer.encode(problem.demonstration, add_special_tokens=False)
     logp, _, _ = completion_logprobs(policy.model, [prompt_ids(policy, problem)], [[completion]])
-    logp.sum().backward()
-    return [p.grad.clone() for p in policy.trainable()]
+    return list(torch.autograd.grad(logp.sum(), policy.trainable()))
 
 
 @check("vLLM")
-def _vllm():
+def _vllm() -> Iterator[Finding]:
     """Whether it samples, and from the distribution that the trainer computes."""
     from hapo_lab.engines.vllm_engine import VllmEngine, installed
     from hapo_lab.policy.agreement import engine_differs
     from hapo_lab.policy.models import load_policy
     from hapo_lab.tasks.builtin import load_task
-    if not installed():
+    if not (found := installed()):
         yield Finding("vLLM", None, "not installed, and not needed: transformers samples", "make vllm")
         return
     policy = load_policy("tiny")
     with contextlib.redirect_stdout(io.StringIO()):
         gap = engine_gap(VllmEngine(policy), load_task("sums").train[0])
     if why := engine_differs(policy.model, gap):
-        yield Finding("vLLM", None, f"{installed()[1]}: {why}", "train with --engine transformers")
+        yield Finding("vLLM", None, f"{found[1]}: {why}", "train with --engine transformers")
     else:
-        yield Finding("vLLM", True, f"{installed()[1]} samples as the trainer computes (log p differs by {gap:.0e} on average)")
+        yield Finding("vLLM", True, f"{found[1]} samples as the trainer computes (log p differs by {gap:.0e} on average)")
 
 
-def engine_gap(engine, problem) -> float:
+def engine_gap(engine: VllmEngine, problem: Problem) -> float | None:
     """`agreement.engine_gap` over eight completions, the adapter moved."""
     import torch
 
@@ -315,7 +329,8 @@ def engine_gap(engine, problem) -> float:
     policy = engine.policy
     with torch.no_grad():
         for i, parameter in enumerate(policy.trainable()):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)).to(parameter.device)
+            draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter.add_(0.02 * draw.to(parameter.device))
     prompt = prompt_ids(policy, problem)
     try:
         engine.sync()
@@ -329,7 +344,7 @@ def engine_gap(engine, problem) -> float:
 
 
 @check("models")
-def _models():
+def _models() -> Iterator[Finding]:
     from hapo_lab.policy.models import PRESETS, memory_available, memory_estimate
     hub, free = _hub(), memory_available()
     yield hub
@@ -343,7 +358,7 @@ def _models():
             yield Finding(name, at_hand or None, says, "" if at_hand else fix)
 
 
-def _at_hand(name: str, preset, hub: bool) -> tuple[bool, str]:
+def _at_hand(name: str, preset: Preset, hub: bool) -> tuple[bool, str]:
     """Whether a preset lies on this machine, and how to get it if not."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -365,7 +380,7 @@ def _hub() -> Finding:
         return Finding("hub", None, "not asked, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     reached = []
 
-    def knock():
+    def knock() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS)
             reached.append(True)

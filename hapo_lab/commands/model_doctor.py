@@ -55,8 +55,8 @@ def _family(policy: Policy) -> Iterator[Finding]:
     yield Finding("family", True, f"{config.model_type}: {kinds}; reads {policy.context:,} tokens; "
                                   f"{'in 4 bits' if policy.quantized else 'not quantized'}")
     gap = agreement.verify(policy.model, policy.name)
-    yield Finding("log-probabilities", True, f"those of packed rollouts are the model's own: they differ by {gap:.0e} on average "
-                                             f"({agreement.TOLERANCE[policy.model.dtype]:g} is what rounding explains)")
+    yield Finding("log-probabilities", True, f"those of packed rollouts are the model's own: they differ by {gap:.0e} on "
+                                             f"average ({agreement.TOLERANCE[policy.model.dtype]:g} is what rounding explains)")
 
 
 def _turns(policy: Policy) -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def _move(policy: Policy) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(policy.trainable()):
             draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-            parameter += 0.02 * draw.to(parameter.device)
+            parameter.add_(0.02 * draw.to(parameter.device))
 
 
 def _sampling(policy: Policy, engine: Engine) -> Iterator[Finding]:
@@ -93,8 +93,8 @@ def _sampling(policy: Policy, engine: Engine) -> Iterator[Finding]:
     gap = agreement.engine_gap(policy.model, [prompt], [[(c.ids, c.logps) for c in completions]], 1.0)
     why = agreement.engine_differs(policy.model, gap)
     tokens = sum(len(c.ids) for c in completions)
-    yield Finding("sampling", not why, why or f"the log-probabilities of {tokens} sampled tokens differ by {gap:.0e} on average "
-                                              "from the trainer's")
+    yield Finding("sampling", not why, why or f"the log-probabilities of {tokens} sampled tokens differ by {gap:.0e} on "
+                                              "average from the trainer's")
     first, = engine.generate([prompt], DRAWS, Sampling(1), seed=1)
     surprise = chi_square(policy, prompt, [c.ids[0] for c in first])
     yield Finding("frequencies", surprise > SURPRISE, f"of {DRAWS} first tokens against their probabilities: chi-square, p = "
@@ -130,6 +130,7 @@ def _memory(policy: Policy, engine: TransformersEngine, tokens: int) -> Iterator
 
 
 def mib(size: float) -> str:
+    """Bytes in words."""
     return f"{size / 2**20:,.0f} MiB"
 
 

@@ -13,20 +13,29 @@ from hapo_lab.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn: from the policy's softmax at a temperature, and from nothing else."""
+    """How completions are drawn: from the policy's softmax at a temperature, and from nothing else.
+
+    >>> Sampling(max_new_tokens=28)
+    Sampling(max_new_tokens=28, temperature=1.0)
+    """
 
     max_new_tokens: int = 32
     """A completion that reaches this length without an end-of-turn token is cut, and scores 0."""
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not self.temperature > 0:
             raise ValueError(f"{self}: max_new_tokens must be at least 1, temperature positive.")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine returns for one sample."""
+    """What an engine returns for one sample.
+
+    >>> said = Completion(ids=(5, 6, 2), text="56", logps=(-0.25, -0.5, 0.0), finished=True)
+    >>> sum(said.logps)                                     # the log-probability of all of it
+    -0.75
+    """
 
     ids: tuple[int, ...]
     """Its tokens, the end-of-turn token included if it was reached."""
@@ -52,7 +61,18 @@ def completion(policy: Policy, ids: Sequence[int], logps: Sequence[float]) -> Co
 
 
 class Engine(Protocol):
-    """Whatever draws completions from the present policy."""
+    """Whatever draws completions from the present policy.
+
+    >>> class Echo:
+    ...     name = "echo"
+    ...     def sync(self): pass
+    ...     def sleep(self): pass
+    ...     def generate(self, prompts, n, sampling, seed):
+    ...         return [[Completion(tuple(ids), "", logps=(), finished=True)] * n for ids in prompts]
+    >>> engine: Engine = Echo()
+    >>> [[c.ids for c in group] for group in engine.generate([[5], [6, 7]], n=2, sampling=Sampling(), seed=0)]
+    [[(5,), (5,)], [(6, 7), (6, 7)]]
+    """
 
     name: str
     """For the reader of run.json."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -11,8 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
+from hapo_lab.policy.decoder import Model
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised_weight, is_quantized
+
+Lora = Any
+"""A `LoraLayer`. (Not all that its kinds have in common is declared there.)"""
 
 
 class TransformersEngine:
@@ -28,6 +33,14 @@ class TransformersEngine:
         True: sample from a copy of the base that `sync` dequantises, with the adapter merged in where the copy is float32
         (exact to rounding), beside it where fewer digits would swallow small updates. Saves unpacking 4 bits for every
         token; costs memory, until `sleep`. False: sample from the policy itself. Default: True on a CPU.
+
+    Examples
+    --------
+    >>> policy = load_policy("tiny")
+    >>> prompt = policy.tokenizer.encode("What is 27 + 58?")
+    >>> (completions,) = TransformersEngine(policy).generate([prompt], n=4, sampling=Sampling(max_new_tokens=8), seed=0)
+    >>> len(completions), all(len(c.ids) == len(c.logps) <= 8 for c in completions)
+    (4, True)
     """
 
     name = "transformers"
@@ -36,11 +49,12 @@ class TransformersEngine:
         self.policy = policy
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
         self.merged = policy.model.dtype == torch.float32
-        self.model = _plain(policy, self.merged) if self.own_copy else policy.model
+        self.model: Model = _plain(policy, self.merged) if self.own_copy else policy.model
         self.sync()
 
     @torch.no_grad()
     def sync(self) -> None:
+        """See `Engine`: the copy's adapted layers get the policy's weights, dequantised."""
         for name, lora in self._copied():
             weight = dequantised_weight(lora)
             if self.merged:
@@ -48,10 +62,11 @@ class TransformersEngine:
             self._put(name, weight)
 
     def sleep(self) -> None:
+        """See `Engine`: the copy's adapted layers give up their memory."""
         for name, lora in self._copied():
             self._put(name, torch.empty(lora.out_features, lora.in_features, device="meta"))
 
-    def _copied(self) -> list[tuple[str, LoraLayer]]:
+    def _copied(self) -> list[tuple[str, Lora]]:
         """The adapted layers whose weights it has of its own, each by the name of the copy's."""
         base = self.policy.model.get_base_model()
         own = "" if self.merged else ".base_layer"
@@ -62,6 +77,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See `Engine`. ValueError if a prompt and its completion exceed the policy's context."""
         longest = max(map(len, prompts))
         if longest + sampling.max_new_tokens > self.policy.context:
             raise ValueError(f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the context of "
@@ -76,7 +92,9 @@ class TransformersEngine:
             self._read(ids[:, :-1], mask[:, :-1], cache)
             cache.batch_repeat_interleave(n)
         token, mask = ids[:, -1:].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        generator, tokens, logps = torch.Generator(device).manual_seed(seed), [], []
+        generator = torch.Generator(device).manual_seed(seed)
+        tokens: list[torch.Tensor] = []
+        logps: list[torch.Tensor] = []
         ended = torch.zeros_like(token, dtype=torch.bool)
         while len(tokens) < sampling.max_new_tokens and not ended.all():
             logp = (self._read(token, mask, cache).float() / sampling.temperature).log_softmax(-1)
@@ -121,14 +139,14 @@ def _plain(policy: Policy, merged: bool) -> torch.nn.Module:
     """A copy of the base in which plain layers, their weights still to come, stand in for adapted ones (`merged`), or for the
     base layers under the adapter; all else is shared."""
     base = policy.model.get_base_model()
-    stand_in = {id(p): p for p in base.parameters() if not is_quantized(p)}
+    stand_in: dict[int, Any] = {id(p): p for p in base.parameters() if not is_quantized(p)}
     for module in base.modules():
         if isinstance(module, LoraLayer):
             stand_in[id(module if merged else module.get_base_layer())] = _unpacked(module)
     return deepcopy(base, memo=stand_in).eval()
 
 
-def _unpacked(layer: LoraLayer) -> torch.nn.Module:
+def _unpacked(layer: Lora) -> torch.nn.Module:
     """The base layer of a LoRA layer, of the class that reads its weight unpacked."""
     base = layer.get_base_layer()
     if not is_quantized(base.weight):

@@ -21,19 +21,22 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 
 from hapo_lab.engines import vllm_process
 from hapo_lab.engines.protocol import Completion, Engine, EngineError, Sampling, completion
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.engines.vllm_process import BLOCK, SEQUENCES, fingerprint
+from hapo_lab.policy.decoder import causal_lm
 from hapo_lab.policy.models import cache_dir, compute_dtype, memory_available
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised
@@ -64,9 +67,9 @@ def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path |
         raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")
     if wanted == "vllm":
         return VllmEngine(policy, log)
-    saves = policy.model.get_base_model().num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS)
-    if wanted == "auto" and saves > 2 * START_COSTS and installed() and not _unserved(policy, _merges(policy)):
-        print(f"rollouts by {installed()[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
+    saves = causal_lm(policy.model).num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS)
+    if wanted == "auto" and saves > 2 * START_COSTS and (found := installed()) and not _unserved(policy, _merges(policy)):
+        print(f"rollouts by {found[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
               "(engine='transformers' goes without)")
         return VllmEngine(policy, log)
     return TransformersEngine(policy)
@@ -84,6 +87,13 @@ def installed() -> tuple[str, str] | None:
             if version := found.stdout.strip():
                 return python, version
     return None
+
+
+def _required() -> tuple[str, str]:
+    """`installed`, or ValueError."""
+    if found := installed():
+        return found
+    raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
 
 
 class VllmEngine:
@@ -108,23 +118,29 @@ class VllmEngine:
     EngineError
         By `sync` and `generate`: the process has failed or died, or has another adapter than the policy. The next `sync`
         starts it again.
+
+    Examples
+    --------
+    >>> engine = VllmEngine(load_policy("tiny"))            # after `make vllm`
+    >>> engine.name                                         # doctest: +ELLIPSIS
+    'vllm... 0...'
+    >>> engine.close()                                      # had it sampled, its process would end here
     """
 
     def __init__(self, policy: Policy, log: Path | None = None, merge: bool | None = None):
         self.policy = policy
         self.log = log or Path(tempfile.gettempdir()) / f"hapo_lab-vllm-{os.getpid()}.log"
         self.merge = _merges(policy) if merge is None else merge
-        if not installed():
-            raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
+        _, self.name = _required()
         if why := _unserved(policy, self.merge):
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
-        self.name = installed()[1]
 
     def sync(self) -> None:
+        """See `Engine`: vLLM gets the adapter, under a new id. Starts it where it doesn't run."""
         process = self._running()
         adapter, folder = _adapter(self.policy), Path(tempfile.mkdtemp(dir=process.scratch))
         save_file(adapter, folder / "adapter_model.safetensors")
-        self.policy.model.peft_config["default"].save_pretrained(folder)
+        self.policy.model.peft_config["default"].save_pretrained(str(folder))
         scaling = {name: layer.scaling["default"] for name, layer in _adapted(self.policy)}
         process.ask("load", folder=str(folder), scaling=scaling)
         shutil.rmtree(folder)
@@ -133,6 +149,7 @@ class VllmEngine:
         """Nothing: its share of the memory was set when it started."""
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See `Engine`. EngineError if vLLM is not running."""
         process = _processes.get(self.policy.model)
         if not process or not process.end.alive:
             raise EngineError("vLLM is not running: sync starts it")
@@ -174,27 +191,28 @@ class Process:
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
         self.context = min(policy.context, cache // token // BLOCK * BLOCK)
         self.log, self.rank = log, rank
-        self._start(eager=device.type == "cpu")
+        python, version = _required()
+        self._start(python, eager=device.type == "cpu")
         began = time.monotonic()
-        _tell(f"{installed()[1]}: starting (log: {log}) ... ")
+        _tell(f"{version}: starting (log: {log}) ... ")
         self.ask("import")
         _tell(f"loading the model after {time.monotonic() - began:.0f} s ... ")
         self.ask("start", base=str(base.parent), dtype=str(dtype).removeprefix("torch."), rank=rank, context=self.context,
                  cache=cache, memory=min((base.stat().st_size + cache) / total + 0.05, 0.95), eager=device.type == "cpu")
         _tell(f"ready after {time.monotonic() - began:.0f} s\n")
 
-    def _start(self, eager: bool) -> None:
+    def _start(self, python: str, eager: bool) -> None:
         self.scratch = tempfile.mkdtemp(prefix="hapo_lab-", dir=memory_folder())
         self.pipe, theirs = Pipe()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as out, theirs:
             self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for the trainer alone
-                [installed()[0], "-P", vllm_process.__file__, str(theirs.fileno()), str(os.getpid()), self.scratch],
+                [python, "-P", vllm_process.__file__, str(theirs.fileno()), str(os.getpid()), self.scratch],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=[theirs.fileno()], start_new_session=True,
                 env=_environment() | ({"TORCH_COMPILE_DISABLE": "1"} if eager else {}))
         self.end = weakref.finalize(self, _end, self.process, self.pipe, self.scratch)
 
-    def ask(self, what: str, **arguments):
+    def ask(self, what: str, **arguments: Any) -> Any:
         """Its answer. EngineError if it can't give one, and then it is ended."""
         try:
             self.pipe.send((what, arguments))
@@ -225,7 +243,7 @@ _processes: weakref.WeakKeyDictionary[torch.nn.Module, Process] = weakref.WeakKe
 """By the model that each serves."""
 
 
-def _end(process: subprocess.Popen, pipe, scratch: str) -> None:
+def _end(process: subprocess.Popen, pipe: Connection, scratch: str) -> None:
     """The end of the pipe asks it to leave; it has two seconds."""
     pipe.close()
     try:
@@ -257,7 +275,7 @@ def dequantised_base(policy: Policy) -> Path:
 
     Written once per model, whole or not at all; a checksum beside it tells a damaged copy, which is written anew.
     """
-    base, dtype = policy.model.get_base_model(), compute_dtype(policy.device)
+    base, dtype = causal_lm(policy.model), compute_dtype(policy.device)
     name = re.sub(r"[^\w.-]+", "-", Path(policy.name).name)
     folder = cache_dir() / "vllm" / f"{name}-{str(dtype).removeprefix('torch.')}-{_identity(base)}"
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
@@ -316,7 +334,8 @@ def _merges(policy: Policy) -> bool:
 
 def _unserved(policy: Policy, merge: bool) -> str:
     """What of the policy's adapter vLLM can't serve, in words; "" if it can serve all."""
-    config, base = policy.model.peft_config["default"], policy.model.get_base_model()
+    config: Any = policy.model.peft_config["default"]
+    base = causal_lm(policy.model)
     special = (base.get_input_embeddings(), base.get_output_embeddings())
     odd = [name for name, layer in _adapted(policy)
            if layer in special or not isinstance(layer.get_base_layer(), torch.nn.Linear)
@@ -330,7 +349,7 @@ def _unserved(policy: Policy, merge: bool) -> str:
     return ""
 
 
-def _cache_size(config) -> int:
+def _cache_size(config: PreTrainedConfig) -> int:
     """Numbers that a token leaves in the cache of keys and values, at most: a layer with a window forgets."""
     config = config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -58,7 +59,9 @@ class Server:
     def __init__(self, base: str, dtype: str, rank: int | None, context: int, cache: int, memory: float, eager: bool):
         from vllm import LLM
         lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1} if rank else {}
-        self.base, self.rank, self.number, self.loaded = Path(base), rank, 0, None
+        self.base, self.rank, self.number = Path(base), rank, 0
+        self.loaded = ""
+        """The fingerprint of the adapter that answers; "": none is whole."""
         self.llm = LLM(base, dtype=dtype, skip_tokenizer_init=True, generation_config="vllm", enforce_eager=eager,
                        max_model_len=context, max_num_seqs=SEQUENCES, kv_cache_memory_bytes=cache, block_size=BLOCK,
                        gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0, **lora)
@@ -68,7 +71,7 @@ class Server:
 
         `scaling`: by adapted layer, what B A is multiplied with. Returns the fingerprint of what was loaded.
         """
-        self.loaded = None  # until all of it is in place
+        self.loaded = ""  # until all of it is in place
         adapter = load_file(Path(folder) / "adapter_model.safetensors")
         if self.rank:
             self._swap(folder)
@@ -101,7 +104,7 @@ class Server:
                     weight = torch.addmm(weight.float(), b, a, alpha=scaling[layer]).to(weight.dtype)
                 yield name, weight
 
-    def generate(self, prompts: list[list[int]], n: int, seeds: list[int], ends: list[int], **how) -> tuple[str, list]:
+    def generate(self, prompts: list[list[int]], n: int, seeds: list[int], ends: list[int], **how: Any) -> tuple[str, list]:
         """n completions of each prompt: (fingerprint of the adapter that answered, [[(ids, log-probabilities)]])."""
         from vllm import SamplingParams
         request = self.adapter if self.rank else None
@@ -114,6 +117,7 @@ class Server:
 
 
 def main(pipe: int, parent: int, scratch: str) -> None:
+    """Serve a trainer's requests over a pipe until it closes."""
     threading.Thread(target=_end_with, args=(parent, scratch), daemon=True).start()
     os.set_inheritable(pipe, False)
     try:

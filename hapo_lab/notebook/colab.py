@@ -65,7 +65,7 @@ def refused_torchao() -> str | None:
     return version if version and Version(version) < Version(TORCHAO) else None
 
 
-def _pip(command: str, *arguments, doing: str) -> None:
+def _pip(command: str, *arguments: str | Path, doing: str) -> None:
     done = subprocess.run([sys.executable, "-m", "pip", command, "--quiet", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"could not {doing} with pip; its last words: {done.stderr.strip()[-300:]}")

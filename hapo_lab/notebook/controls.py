@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Callable
 from html import escape
 
 import ipywidgets as ipw
 from IPython.display import display
 
-from hapo_lab.gates import Gate
+from hapo_lab.gates import Gate, with_numbers
 from hapo_lab.notebook.dashboard import Dashboard
 from hapo_lab.notebook.widgets import gate_sliders
 from hapo_lab.pictures import explorables
@@ -34,6 +34,14 @@ class Controls:
     ----------
     trainer : Trainer
         If its gate has no prior and threshold, there are the buttons only.
+
+    Examples
+    --------
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, Config(steps=1, prompts=1, eval_every=0))
+    >>> live = Controls(trainer)
+    >>> live.sliders["threshold"].value = 0.5               # as a hand on the slider would
+    >>> trainer.gate
+    BetaGate(alpha=1.0, beta=1.0, threshold=0.5)
     """
 
     def __init__(self, trainer: Trainer):
@@ -45,9 +53,9 @@ class Controls:
                         for label in ("Pause", "Step", "Stop")}
         self.ladder, self.status = ipw.HTML(), ipw.Label()
         self._dashboard = Dashboard(trainer)
-        presses = {"Pause": self._pause_or_go, "Step": lambda: self.run.step(), "Stop": lambda: self.run.stop()}
+        presses: dict[str, Callable[[Run], None]] = {"Pause": _pause_or_go, "Step": Run.step, "Stop": Run.stop}
         for label, press in presses.items():
-            self.buttons[label].on_click(lambda _, press=press: self._safely(press))
+            self.buttons[label].on_click(lambda _, press=press: self._safely(lambda: self.run and press(self.run)))
         for slider in self.sliders.values():
             slider.observe(lambda _: self._safely(self._change), names="value")
         if self.sliders:
@@ -74,12 +82,9 @@ class Controls:
         self._dashboard.update()
         self.start()
 
-    def _pause_or_go(self) -> None:
-        (self.run.go if self.run.state == "paused" else self.run.pause)()
-
     def _change(self) -> None:
         numbers = {name: slider.value for name, slider in self.sliders.items()}
-        self._show_ladder(replace(self.trainer.gate, **numbers))
+        self._show_ladder(with_numbers(self.trainer.gate, **numbers))
         with warnings.catch_warnings(action="ignore"):  # of a gate that can't close the ladder tells already
             self.trainer.change(**numbers)
 
@@ -87,7 +92,7 @@ class Controls:
         trials = self.trainer.config.group_size - self.trainer.method.teacher_seats
         self.ladder.value = explorables.ladder_html(gate, trials, state=self.trainer.gate_state)
 
-    def _safely(self, act) -> None:
+    def _safely(self, act: Callable[[], object]) -> None:
         """An exception in a callback would reach no reader."""
         try:
             act()
@@ -101,3 +106,7 @@ class Controls:
         self.buttons["Pause"].description = "Go on" if run.state == "paused" else "Pause"
         for button in self.buttons.values():
             button.disabled = run.state in ("finished", "stopped", "failed")
+
+
+def _pause_or_go(run: Run) -> None:
+    (run.go if run.state == "paused" else run.pause)()

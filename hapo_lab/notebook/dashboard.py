@@ -8,11 +8,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hapo_lab.pictures.figures import training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.progress import mean_of, progress_line
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
+    from hapo_lab.training.trainer import Trainer
 
 SHORTEST_INTERVAL = 0.5
 """Seconds between two pictures, at least ..."""
@@ -29,18 +35,20 @@ class Dashboard:
     Parameters
     ----------
     source : Trainer or RunLog
-        What to show: a run log, or whatever has one as its `log`.
+        What to show.
 
     Examples
     --------
-    >>> with Dashboard(trainer) as dashboard:       # doctest: +SKIP
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, Config(steps=1, prompts=1, eval_every=0))
+    >>> with Dashboard(trainer) as dashboard:               # doctest: +ELLIPSIS
     ...     for record in trainer:
     ...         dashboard.update()
+    step 1 of 1   student ...   teacher in 1 of 1 groups   ... in all
     """
 
-    def __init__(self, source):
+    def __init__(self, source: Trainer | RunLog):
         self._source = source
-        self._handle = None
+        self._handle: DisplayHandle | None = None
         self._drawn = self._told = -1  # steps in the last picture, in the last line of text
         self._next = 0.0
         self._failed = False
@@ -49,13 +57,14 @@ class Dashboard:
 
     @property
     def log(self) -> RunLog:
-        return getattr(self._source, "log", self._source)
+        """The run that is shown."""
+        return self._source if isinstance(self._source, RunLog) else self._source.log
 
     def __enter__(self) -> Dashboard:
         self.update()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, last: bool = False) -> None:
@@ -69,17 +78,17 @@ class Dashboard:
     def _draw(self, last: bool) -> None:
         from IPython.display import display
         start, done = time.monotonic(), len(self.log.steps)
-        if done == self._drawn or start < self._next and not last and done < self.log.planned:
+        if done == self._drawn or (start < self._next and not last and done < self.log.planned):
             return
         self._next = start + SHORTEST_INTERVAL  # should this attempt fail
         log = self.log.snapshot()  # a trainer in another thread goes on while this one is drawn
-        done, line, first = len(log.steps), progress_line(log), self._handle is None
+        done, line, first = len(log.steps), progress_line(log), not self._handle
         data = {"image/png": base64.b64encode(to_png(training_figure(log))).decode(), "text/plain": line}
-        options = {"raw": True, "metadata": {"image/png": {"alt": line}}}
-        if first:
-            self._handle = display(data, display_id=True, **options)
-        else:
+        options: dict = {"raw": True, "metadata": {"image/png": {"alt": line}}}
+        if self._handle:
             self._handle.update(data, **options)
+        else:
+            self._handle = display(data, display_id=True, **options)
         now = time.monotonic()
         cost = 0 if first else now - start  # the first one also loads fonts
         short = mean_of([r.training_seconds for r in self.log.steps]) * self.log.planned <= 120
@@ -96,9 +105,9 @@ class Dashboard:
             sys.stdout.write("\n")
         sys.stdout.flush()
 
-    def _try(self, show: Callable, *arguments) -> None:
+    def _try(self, show: Callable[[bool], None], last: bool) -> None:
         try:
-            show(*arguments)
+            show(last)
         except Exception as error:
             if not self._failed:
                 self._failed = True
@@ -108,7 +117,11 @@ class Dashboard:
 
 
 def watch(folder: str | Path) -> None:
-    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there."""
+    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there.
+
+    >>> watch(shipped_run("hapo-0").folder)                 # doctest: +ELLIPSIS
+    step 30 of 30   student ...   held-out ...   teacher in ... groups   ... in all
+    """
     log = RunLog.load(folder)
     with Dashboard(log) as dashboard, suppress(KeyboardInterrupt):
         for _ in log.follow():

@@ -1,6 +1,6 @@
 """Checks of the lessons' exercises: each takes an answer and says what is right, or which misconception it shows.
 
-A check never raises. `checks.exercises()` lists them.
+A check never raises. `exercises()` lists them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def exercises() -> list[str]:
 def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
     """Register a check, and keep whatever goes wrong inside it from the reader."""
     @wraps(check)
-    def safe(answer=...) -> Mark:
+    def safe(answer: Any = ...) -> Mark:
         try:
             return UNANSWERED if _is_open(answer) else check(answer)
         except Exception as error:
@@ -45,22 +46,22 @@ def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
     return safe
 
 
-def _is_open(answer) -> bool:
+def _is_open(answer: object) -> bool:
     """Nothing, or something with a `...` left in it."""
-    return answer is ... or answer is None or isinstance(answer, tuple | list) and any(part is ... for part in answer)
+    return answer is ... or answer is None or (isinstance(answer, tuple | list) and any(part is ... for part in answer))
 
 
-def _value(answer, right, wrongs: Sequence[tuple[object, str]], well: str, hint: str, tolerance: float = 0.01) -> Mark:
+def _value(answer: Any, right: Any, wrongs: Sequence[tuple[Any, str]], well: str, hint: str, tolerance: float = 0.01) -> Mark:
     """An answer that is a number, or several; `wrongs` pairs a wrong one with the misconception behind it."""
-    def same(value) -> bool:
-        given, value = np.asarray(answer, float), np.asarray(value, float)
-        return given.shape == value.shape and np.allclose(given, value, rtol=tolerance, atol=1e-6)
+    def same(value: Any) -> bool:
+        given, wanted = np.asarray(answer, float), np.asarray(value, float)
+        return given.shape == wanted.shape and np.allclose(given, wanted, rtol=tolerance, atol=1e-6)
     if same(right):
         return Mark(True, well)
     return Mark(False, next((says for value, says in wrongs if same(value)), f"{answer} is not it. {hint}"))
 
 
-def _function(answer, right: Callable, cases: Sequence[tuple], wrongs: Sequence[tuple[Callable, str]], well: str) -> Mark:
+def _function(answer: Any, right: Callable, cases: Sequence[tuple], wrongs: Sequence[tuple[Callable, str]], well: str) -> Mark:
     """An answer that is a function; a wrong one that agrees with it on all cases names the misconception."""
     with np.errstate(all="ignore"):
         given = [answer(*case) for case in cases]
@@ -68,7 +69,7 @@ def _function(answer, right: Callable, cases: Sequence[tuple], wrongs: Sequence[
             return UNANSWERED
         given = [np.asarray(value, float) for value in given]
 
-        def first_difference(formula) -> int | None:
+        def first_difference(formula: Callable) -> int | None:
             return next((i for i, (value, case) in enumerate(zip(given, cases, strict=True)) if not np.allclose(
                 value, np.asarray(formula(*case), float), rtol=1e-3, atol=1e-6, equal_nan=True)), None)
         if (i := first_difference(right)) is None:
@@ -84,7 +85,7 @@ def _function(answer, right: Callable, cases: Sequence[tuple], wrongs: Sequence[
 
 
 @exercise
-def one_success(answer) -> Mark:
+def one_success(answer: Any) -> Mark:
     """two numbers: the advantage (without std) of the right rollout, and of a wrong one, where 1 of 8 is right"""
     return _value(answer, (7 / 8, -1 / 8), [
         ((1, 0), "these are the rewards: subtract the group's mean, 1/8"),
@@ -95,13 +96,13 @@ def one_success(answer) -> Mark:
         "the eight sum to 0, as advantages always do.", "Subtract the mean, 1/8, from 1 and from 0.")
 
 
-def _standardised(rewards, ddof=1, eps=1e-4):
+def _standardised(rewards: Any, ddof: int = 1, eps: float = 1e-4) -> np.ndarray:
     r = np.asarray(rewards, float)
     return (r - r.mean()) / (r.std(ddof=ddof) + eps)
 
 
 @exercise
-def advantages(answer) -> Mark:
+def advantages(answer: Any) -> Mark:
     """a function of a list of rewards: (r - mean) / (std + 1e-4), the std dividing by N - 1"""
     cases = [([1, 0, 0, 0],), ([0] * 8,), ([1, 1, 1, 0, 0],)]
     return _function(answer, _standardised, cases, [
@@ -116,7 +117,7 @@ def advantages(answer) -> Mark:
 
 
 @exercise
-def share_of_failures(answer) -> Mark:
+def share_of_failures(answer: Any) -> Mark:
     """a probability: all 8 rollouts fail, at a success rate of 0.05"""
     return _value(answer, 0.95**8, [
         (0.05**8, "that is all eight right: a rollout fails with probability 0.95"),
@@ -131,7 +132,7 @@ def share_of_failures(answer) -> Mark:
 
 
 @exercise
-def teacher_advantage(answer) -> Mark:
+def teacher_advantage(answer: Any) -> Mark:
     """a function of S and N: the teacher's advantage without std, after it took a failure's seat"""
     cases = [(s, n) for n in (4, 8) for s in range(n)]
     return _function(answer, lambda s, n: (n - 1 - s) / n, cases, [
@@ -143,7 +144,7 @@ def teacher_advantage(answer) -> Mark:
 
 
 @exercise
-def deadly_success_count(answer) -> Mark:
+def deadly_success_count(answer: Any) -> Mark:
     """a whole number: groups of 6, at which S does an injection leave every advantage at 0, though the group was alive?"""
     return _value(answer, 5, [
         (6, "at S = 6 the group was dead already: all six are right"),
@@ -154,7 +155,7 @@ def deadly_success_count(answer) -> Mark:
 
 
 @exercise
-def students_success(answer) -> Mark:
+def students_success(answer: Any) -> Mark:
     """a number: the student's success rate, in a group with rewards 0 0 1 0 0 0 0 0 into which the teacher was injected"""
     return _value(answer, 1 / 8, [
         (2 / 8, "you counted the teacher's success as the student's"),
@@ -168,7 +169,7 @@ def students_success(answer) -> Mark:
 
 
 @exercise
-def posterior_mean(answer) -> Mark:
+def posterior_mean(answer: Any) -> Mark:
     """a function of S, N, a0, b0: the mean of Beta(a0 + S, b0 + N - S)"""
     cases = [(s, n, a, b) for n in (8, 4) for s in (0, 1, n) for a, b in ((1, 1), (3, 2), (0.5, 4))]
     return _function(answer, lambda s, n, a, b: (a + s) / (a + b + n), cases, [
@@ -183,7 +184,7 @@ def posterior_mean(answer) -> Mark:
 
 
 @exercise
-def tie(answer) -> Mark:
+def tie(answer: Any) -> Mark:
     """True or False: does the gate call the teacher at S = 7 of 8, with Beta(1, 1) and threshold 0.8?"""
     return _value(bool(answer) if isinstance(answer, bool | np.bool_) else answer, 0, [
         (1, "c is 8/10, exactly 0.8, and the gate asks for c < 0.8: a tie is left alone")],
@@ -191,7 +192,7 @@ def tie(answer) -> Mark:
 
 
 @exercise
-def teacher_at_nine_tenths(answer) -> Mark:
+def teacher_at_nine_tenths(answer: Any) -> Mark:
     """a probability: the teacher is called at success rate 0.9 (N = 8, injects up to S = 6)"""
     return _value(answer, 0.18690, [
         (0.0, "the gate never sees 0.9: it sees eight rollouts, and at times they hold only six successes"),
@@ -202,7 +203,7 @@ def teacher_at_nine_tenths(answer) -> Mark:
 
 
 @exercise
-def smallest_group(answer) -> Mark:
+def smallest_group(answer: Any) -> Mark:
     """a whole number: the smallest N at which the gate can close, with Beta(1, 1) and threshold 0.8"""
     return _value(answer, 3, [
         (4, "N = 3 gives (1 + 3)/(2 + 3) = 0.8 at its best: a tie, which is left alone"),
@@ -216,7 +217,7 @@ def smallest_group(answer) -> Mark:
 
 
 @exercise
-def clipped(answer) -> Mark:
+def clipped(answer: Any) -> Mark:
     """a function of rho and A: PPO's objective min(rho A, clip(rho, 0.8, 1.2) A)"""
     cases = [(rho, a) for rho in (0.5, 1.0, 1.5) for a in (1.0, -1.0)]
     return _function(answer, lambda rho, a: min(rho * a, np.clip(rho, 0.8, 1.2) * a), cases, [
@@ -228,7 +229,7 @@ def clipped(answer) -> Mark:
 
 
 @exercise
-def loudest(answer) -> Mark:
+def loudest(answer: Any) -> Mark:
     """a probability: where is the gradient in log p of p / (p + 0.1) largest?"""
     return _value(answer, 0.1, [
         (1.0, "at p = 1 F is largest, but flat: its gradient is 0.1/1.21 = 0.083"),
@@ -239,7 +240,7 @@ def loudest(answer) -> Mark:
 
 
 @exercise
-def whisper(answer) -> Mark:
+def whisper(answer: Any) -> Mark:
     """a number: how many times smaller than its largest value is the shaped gradient in log p at p = 1e-4 (lambda = 0.1)?"""
     return _value(answer, 0.25 / (0.1 * 1e-4 / 0.1001**2), [
         (1002.0, "you compared with 1: the largest value of this gradient is 1/4"),
@@ -253,7 +254,7 @@ def whisper(answer) -> Mark:
 
 
 @exercise
-def sixteen(answer) -> Mark:
+def sixteen(answer: Any) -> Mark:
     """a probability: the teacher is called at success rate 0.9, with groups of 16, Beta(1, 1) and threshold 0.8"""
     return _value(answer, 0.21075, [
         (0.18690, "that is for groups of 8"),
@@ -265,7 +266,7 @@ def sixteen(answer) -> Mark:
 
 
 @exercise
-def can_close(answer) -> Mark:
+def can_close(answer: Any) -> Mark:
     """a function of N, a0, b0, gamma: True if the injection probability goes to 0 as the success rate goes to 1"""
     half = Fraction(1, 2)
     cases = [(n, a, b, gamma) for n in (2, 3, 4, 7, 8, 16) for a in (half, 1, 2, 3) for b in (half, 1, 3)
@@ -280,7 +281,7 @@ def can_close(answer) -> Mark:
 
 
 @exercise
-def smallest_pure_group(answer) -> Mark:
+def smallest_pure_group(answer: Any) -> Mark:
     """a whole number: the smallest N at which the relative bias goes to 0, with Beta(1, 1) and threshold 0.8"""
     return _value(answer, 8, [
         (3, "from N = 3 on the injection *probability* goes to 0; the bias over the gradient's own norm does not"),
@@ -292,7 +293,7 @@ def smallest_pure_group(answer) -> Mark:
 
 
 @exercise
-def draw_at_one(answer) -> Mark:
+def draw_at_one(answer: Any) -> Mark:
     """a probability: a posterior draw calls the teacher to a group of 8 that is all right, with Beta(1, 1), threshold 0.8"""
     return _value(answer, 0.8**9, [
         (0.8**8, "you left out the prior: 8 successes make Beta(9, 1), whose density is 9 x^8"),

@@ -11,6 +11,7 @@ import base64
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from threading import Lock
+from typing import Any
 from uuid import uuid4
 
 import ipywidgets as ipw
@@ -58,12 +59,13 @@ class Explorable:
             control.observe(lambda _: self.refresh(), names="value")
         self.refresh()
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> Any:
         """A control, by the parameter that it sets."""
         return self.controls[name]
 
     @property
     def parameters(self) -> dict:
+        """What the controls say now."""
         return {name: tuple(w.value for w in control) if isinstance(control, list) else control.value
                 for name, control in self.controls.items()}
 
@@ -122,7 +124,7 @@ def collapse() -> Explorable:
     """Eight rewards to click, and the advantages that they make."""
     seats = [ipw.ToggleButton(description=f"seat {i}: 0", layout=ipw.Layout(width="84px")) for i in range(8)]
     for i, seat in enumerate(seats):
-        def say(change, i=i):
+        def say(change: dict, i: int = i) -> None:
             change["owner"].description = f"seat {i}: {int(change['new'])}"
         seat.observe(say, names="value")
     return Explorable(lambda rewards, scale: explorables.collapse([float(r) for r in rewards], scale),
@@ -137,7 +139,7 @@ def dead_groups(success_rate: float = 0.05) -> Explorable:
 
 def injection(successes: int = 0, step: int = 1) -> Explorable:
     """SSI, step by step."""
-    def onward(face):
+    def onward(face: Explorable) -> None:
         face["step"].value = face["step"].value % 4 + 1
     return Explorable(explorables.injection, {
         "step": _whole("step", step, 1, 4), "successes": _whole("S, right", successes, 0, 16),
@@ -155,12 +157,12 @@ def prior_pull(successes: int = 6) -> Explorable:
 
 def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
     """Guess a hidden success rate from a ledger of decisions."""
-    def more(count):
-        def act(face):
+    def more(count: int) -> Callable[[Explorable], None]:
+        def act(face: Explorable) -> None:
             face["groups"].value = min(face["groups"].value + count, explorables.MOST_GROUPS)
         return act
 
-    def another(face):
+    def another(face: Explorable) -> None:
         face["reveal"].value = False
         face["secret"].value = face["secret"].value % 99 + 1
     return Explorable(lambda secret, **rest: explorables.gate_lab(explorables.hidden_rate(secret), seed=secret, **rest), {
@@ -239,11 +241,11 @@ def _scale(value: str) -> ipw.Dropdown:
                         style=_LABEL, layout=_WIDTH)
 
 
-def gate_sliders(gate: BetaGate = BetaGate()) -> dict[str, ipw.FloatSlider]:
+def gate_sliders(gate: Any = BetaGate()) -> dict[str, ipw.FloatSlider]:
     """A slider for each of a gate's numbers, by its name."""
     return {"alpha": _slider("prior a0", gate.alpha, 0, 6, 0.25), "beta": _slider("prior b0", gate.beta, 0, 6, 0.25),
             "threshold": _slider("threshold", gate.threshold, 0, 1, 0.01)}
 
 
-def _ladder(alpha: float, beta: float, threshold: float, trials: int, successes: int | None = None, **_) -> str:
+def _ladder(alpha: float, beta: float, threshold: float, trials: int, successes: int | None = None, **_: object) -> str:
     return explorables.ladder_html(BetaGate(alpha, beta, threshold), trials, successes)

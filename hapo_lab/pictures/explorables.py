@@ -5,7 +5,8 @@ A combination of parameters that means nothing raises a ValueError whose text is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +23,12 @@ from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 from hapo_lab.tasks.problem import Problem
 from hapo_lab.theory.injection import injection_probability
 
+Rate = TypeVar("Rate", float, np.ndarray)
+
+_SAYS = "7 times 8 is 56.\nAnswer: 56"
 PROBLEM = Problem(key="7 times 8", messages=({"role": "user", "content": "What is 7 times 8?"},), answer="56",
-                  demonstration="7 times 8 is 56.\nAnswer: 56")
-DEMONSTRATION = Rollout(ids=(1,), text=PROBLEM.demonstration, reward=1.0, reason="it says 56", teacher=True)
+                  demonstration=_SAYS)
+DEMONSTRATION = Rollout(ids=(1,), text=_SAYS, reward=1.0, reason="it says 56", teacher=True)
 
 
 def example_group(successes: int, trials: int = 8) -> Group:
@@ -34,7 +38,7 @@ def example_group(successes: int, trials: int = 8) -> Group:
     return Group(PROBLEM, tuple(Rollout((1,), f"rollout {i}", float(i < successes)) for i in range(trials)))
 
 
-def dead_probability(success_rate, trials: int):
+def dead_probability(success_rate: Rate, trials: int) -> Rate:
     """P(all rewards equal) = (1 - mu)^N + mu^N, elementwise."""
     return (1 - success_rate) ** trials + success_rate**trials
 
@@ -199,7 +203,8 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
     panel_title(left, f"Group {groups}: {successes[-1]} of {trials} right, c = {means[-1]:.2f}")
     frame(right, "group", "success probability")
     right.set(xlim=(0, groups + 1), ylim=(0, 1.05))
-    right.xaxis.get_major_locator().set_params(integer=True)
+    ticks: Any = right.xaxis.get_major_locator()
+    ticks.set_params(integer=True)
     right.axhline(threshold, color=style.threshold, ls="--", lw=1.5)
     size = float(np.clip(1500 / groups, 18, 90))
     for values, injects, marker in ((means, by_mean, "o"), (draws, by_draw, "x")):
@@ -228,7 +233,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
     old_logp, one = torch.tensor(np.log(old_p)), torch.tensor(1.0)
     objectives = {"student": lambda logp: clipped_surrogate(logp, old_logp.expand_as(logp), torch.tensor(advantage)),
                   "teacher": lambda logp: shaped_surrogate(logp, one, shape)}
-    x, numbers = np.geomspace(1e-6, 1, 700), {}
+    x, numbers = np.geomspace(1e-6, 1, 700), dict[str, float]()
     figure, panels = cell_figure(1, 2)
     for ax, unit in zip(panels, ("objective of a token", "gradient in log p"), strict=True):
         frame(ax, "p, the token's probability now", unit)
@@ -260,7 +265,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
 _NAMES = {"ratio": "p / (p + {:.2g})", "probability": "p", "sqrt": "sqrt p", "log_probability": "log p"}
 
 
-def value_and_gradient(objective, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def value_and_gradient(objective: Callable[[torch.Tensor], torch.Tensor], p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An objective of log p at the probabilities p, and its gradient in log p, by automatic differentiation."""
     logp = torch.tensor(np.log(p), requires_grad=True)
     value = objective(logp)
@@ -275,8 +280,8 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
     figure, panels = cell_figure(2, 1, height=5.0)
     names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]
     quietest = int(np.argmin(loudness))
-    for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"), (style.student, style.teacher),
-                                        strict=True):
+    for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"),
+                                        (style.student, style.teacher), strict=True):
         frame(ax, "token of the demonstration", unit)
         ax.bar(range(len(values)), values, 0.7, color=colour)
         ax.set(xlim=(-0.7, len(values) - 0.3), xticks=range(len(values)))
@@ -343,10 +348,11 @@ def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None
 def _density(ax: Axes, gate: BetaGate, successes: int, trials: int) -> None:
     """Prior and posterior of a group, and the threshold."""
     x, decision = np.linspace(0.004, 0.996, 249), ladder(gate, trials)[successes]
+    at = torch.from_numpy(x)
     state = "student" if decision == "leave" else "teacher"
-    posterior = gate.posterior(successes, trials).pdf(x).numpy()
+    posterior = gate.posterior(successes, trials).pdf(at).numpy()
     top = 1.4 * posterior.max()
-    prior = np.minimum(BetaPosterior(*torch.tensor([gate.alpha, gate.beta], dtype=torch.float64)).pdf(x).numpy(), 0.7 * top)
+    prior = np.minimum(BetaPosterior(*torch.tensor([gate.alpha, gate.beta], dtype=torch.float64)).pdf(at).numpy(), 0.7 * top)
     frame(ax, "success probability", "density")
     ax.set(xlim=(0, 1), ylim=(0, top), yticks=[])
     ax.axvline(gate.threshold, color=style.threshold, ls="--", lw=1.5)

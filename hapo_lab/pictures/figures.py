@@ -42,7 +42,12 @@ from hapo_lab.ssi import Group
 
 def training_figure(log: RunLog) -> Figure:
     """Six panels: student success, length and teacher samples over the steps (the paper's Figure 2, without what a
-    demonstration guided); the gate's posteriors now and over the steps; what the gate does at each S."""
+    demonstration guided); the gate's posteriors now and over the steps; what the gate does at each S.
+
+    >>> figure = training_figure(shipped_run("hapo-0"))     # a cell's last line shows it; figure.savefig("run.png") keeps it
+    >>> len(figure.axes)
+    6
+    """
     figure = Figure()
     panels = grid(figure, 2, 3)
     for panel, draw in zip(panels, (_success, _length, _teacher, _posteriors, _history, _ladder), strict=True):
@@ -57,16 +62,17 @@ def _success(ax: Axes, log: RunLog) -> None:
     step_axis(ax, log.planned, "success", top=1.04)
     if not log.steps:
         return panel_title(ax, "No step yet")
-    last, tested = log.steps[-1], _tested(log)
+    last = log.steps[-1]
+    heldout = [success for _, success in _tested(log)]
     dead = [r.dead_before / len(r.problems) for r in log.steps]
     plot_area(ax, log.steps, dead, style.dead, alpha=0.3)
     plot_line(ax, log.steps, [r.reward for r in log.steps], style.student)
     labels = [(last.step, dead[-1], "dead", style.faint), (last.step, last.reward, "student", style.student)]
-    if tested:
+    if heldout:
         _points(ax, log, "white")
-        labels.append((last.step, tested[-1].heldout, "held-out", style.held_out))
+        labels.append((last.step, heldout[-1], "held-out", style.held_out))
     end_labels(ax, labels)
-    where = f", held-out {tested[-1].heldout:.2f}" if tested else f" at step {last.step}"
+    where = f", held-out {heldout[-1]:.2f}" if heldout else f" at step {last.step}"
     panel_title(ax, f"Student {last.reward:.2f}" + where)
 
 
@@ -105,7 +111,7 @@ def _posteriors(ax: Axes, log: RunLog) -> None:
         return panel_title(ax, "No posterior yet")
     last, x = log.steps[-1], np.linspace(0.004, 0.996, 249)
     kinds = Counter(zip(last.posterior, last.successes, last.trials, _states(last), strict=True))
-    curves = [(x, BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)).pdf(x).numpy(),
+    curves = [(x, BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)).pdf(torch.from_numpy(x)).numpy(),
                f"{s}/{n}" + (f" ×{count}" if count > 1 else ""), state)
               for (posterior, s, n, state), count in sorted(kinds.items())]
     ax.set_ylim(0, 1.35 * max(y.max() for _, y, _, _ in curves))
@@ -172,7 +178,12 @@ def _ladder(ax: Axes, log: RunLog) -> None:
 
 
 def comparison_figure(logs: Sequence[RunLog]) -> Figure:
-    """Runs in one picture: success (lines: student; points: held-out), teacher samples, length, dead groups before SSI."""
+    """Runs in one picture: success (lines: student; points: held-out), teacher samples, length, dead groups before SSI.
+
+    >>> figure = comparison_figure([shipped_run("hapo-0"), shipped_run("grpo-0")])
+    >>> figure.texts[0].get_text()
+    '2 runs: HAPO, GRPO'
+    """
     if not logs:
         raise ValueError("comparison_figure: there is no run to draw; pass at least one RunLog.")
     figure, names, planned = Figure(), run_names(logs), max(log.planned for log in logs)
@@ -210,6 +221,10 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
     """Rewards and advantages of one group, as sampled (left) and as updated on (right); the teacher's seat in its colour.
 
     `scale` is the method's: of the advantages that the group would have had without the teacher.
+
+    >>> group = shipped_run("hapo-0").groups_of(step=1)[0]
+    >>> group_figure(group).texts[0].get_text()
+    'One group: Tom 25'
     """
     figure = Figure()
     panels = grid(figure, 2, 2)
@@ -268,7 +283,7 @@ _MEASURES = {"success": lambda r: r.reward, "teacher samples": lambda r: r.teach
 
 def _best(logs: Sequence[RunLog], names: list[str]) -> str:
     what = "held-out" if _tested(*logs) else "student"
-    last = {name: _tested(log)[-1].heldout if what == "held-out" else log.steps[-1].reward
+    last = {name: _tested(log)[-1][1] if what == "held-out" else log.steps[-1].reward
             for name, log in zip(names, logs, strict=True) if (_tested(log) if what == "held-out" else log.steps)}
     best = [name for name, value in last.items() if value == max(last.values())]
     who = " and ".join(best) if len(best) < 3 else f"{len(best)} runs"
@@ -295,8 +310,9 @@ def _states(record: StepRecord) -> list[str]:
             for injected, advantages in zip(record.injected, record.advantages, strict=True)]
 
 
-def _tested(*logs: RunLog) -> list[StepRecord]:
-    return [r for log in logs for r in log.steps if r.heldout is not None]
+def _tested(*logs: RunLog) -> list[tuple[int, float]]:
+    """(step, held-out success) of the steps that were evaluated."""
+    return [(r.step, r.heldout) for log in logs for r in log.steps if r.heldout is not None]
 
 
 def _gate(log: RunLog, step: int | None = None) -> BetaGate | None:
@@ -344,5 +360,5 @@ def _rungs(log: RunLog, trials: int) -> list[str]:
 
 def _points(ax: Axes, log: RunLog, edge: str) -> None:
     tested = _tested(log)
-    ax.plot([r.step for r in tested], [r.heldout for r in tested], "o", color=style.held_out, ms=8, mec=edge, mew=1.5,
-            clip_on=False)
+    ax.plot([step for step, _ in tested], [success for _, success in tested], "o", color=style.held_out, ms=8, mec=edge,
+            mew=1.5, clip_on=False)

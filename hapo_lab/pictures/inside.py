@@ -11,7 +11,7 @@ from hapo_lab.pictures.figures import group_figure
 from hapo_lab.pictures.style import Figure, end_labels, grid, headline, panel_title, plot_area, plot_line, step_axis, style
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.record import StepRecord
-from hapo_lab.ssi import Group
+from hapo_lab.ssi import Group, known
 
 
 def health(log: RunLog) -> Figure:
@@ -63,11 +63,10 @@ def _completions(group: Group) -> str:
     columns = ("seat", "who", "reward", "advantage", "says", "verifier")
     head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
     rows = []
-    for seat, (r, a) in enumerate(zip(group.rollouts, group.advantages.tolist(), strict=True)):
+    for seat, (r, a) in enumerate(zip(group.rollouts, known(group.advantages).tolist(), strict=True)):
         who, colour = ("teacher", style.teacher) if r.teacher else ("student", style.student)
         rows.append((seat, who, f"{r.reward:.0f}", f"{a:+.2f}", r.text, r.reason, colour))
-    if group.replaced >= 0:
-        gone = group.removed
+    if gone := group.removed:
         rows.append((group.replaced, "replaced", f"{gone.reward:.0f}", "", gone.text, gone.reason, style.faint))
     body = "".join(f"<tr style='color:{colour}'>" + "".join(f"<td style='text-align:left'>{escape(str(x))}</td>" for x in cells)
                    + "</tr>" for *cells, colour in rows)

@@ -7,7 +7,7 @@ teacher plays the rarer right one. With only one right action the teacher could 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from hapo_lab.gate import BetaGate
-from hapo_lab.gates import Gate, NeverGate, ladder, rungs
+from hapo_lab.gates import Gate, NeverGate, ladder, rungs, with_numbers
 from hapo_lab.loss import log_probability
 from hapo_lab.methods import HAPO, Method
 from hapo_lab.pictures.explorables import cell_figure, ladder_words, lamps_html
@@ -42,7 +42,7 @@ TARGET = 0.01
 def gate_of(kind: str, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> Gate:
     """One of `gates.GATES`, with these numbers if it has a prior and a threshold."""
     numbers, gate = {"alpha": alpha, "beta": beta, "threshold": threshold}, get_gate(kind)
-    return replace(gate, **{f.name: numbers[f.name] for f in fields(gate) if f.name in numbers})
+    return with_numbers(gate, **{name: value for name, value in numbers.items() if hasattr(gate, name)})
 
 
 def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> ExpectedGradient:
@@ -64,7 +64,7 @@ def meter_line(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", a
     words = {"by-step": f"How often S injects at step {visit} of {getattr(gate, 'steps', 0)}.",
              "by-success": f"How often S injects after {visit} groups.",
              "running": f"How often S injects at visit {visit}, over the visits before it."}
-    return lamps_html(rungs(chances), words.get(kind) or ladder_words(rungs(chances)))
+    return lamps_html(rungs(chances.tolist()), words.get(kind) or ladder_words(rungs(chances.tolist())))
 
 
 def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
@@ -185,6 +185,7 @@ def rate_axis(ax: Axes, unit: str) -> None:
 
 
 def percent(p: float) -> str:
+    """A share in words: small ones with two digits."""
     return f"{p:.1%}" if p >= 0.0995 or p == 0 else f"{100 * p:.2g}%"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -40,21 +41,28 @@ style = Style()
 
 
 class projector:
-    """Larger type in all later figures: `projector()` for good, `with projector():` for a while, `projector(False)` back."""
+    """Larger type in all later figures: `projector()` for good, `with projector():` for a while, `projector(False)` back.
+
+    >>> small = training_figure(shipped_run("hapo-0"))
+    >>> with projector():
+    ...     large = training_figure(shipped_run("hapo-0"))
+    >>> [figure.axes[0].xaxis.label.get_size() for figure in (small, large)]
+    [11.0, 16.0]
+    """
 
     def __init__(self, on: bool = True):
         self._before, style.size = style.size, 16 if on else 11
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         style.size = self._before
 
 
 class Figure(matplotlib.figure.Figure):
     """1600 x 900 pixels, and any notebook shows it as they are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(figsize=(16 / 1.2, 9 / 1.2), dpi=120, facecolor="white")
 
     def _repr_png_(self) -> bytes:
@@ -84,6 +92,7 @@ def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
 
 
 def frame(ax: Axes, x: str, y: str) -> None:
+    """The bare axes of a panel, with their labels."""
     ax.set_facecolor("white")
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -95,21 +104,26 @@ def frame(ax: Axes, x: str, y: str) -> None:
 
 
 def step_axis(ax: Axes, planned: int, y: str, top: float) -> None:
+    """A panel over a run's steps."""
     frame(ax, "step", y)
     ax.set(xlim=(0.5, planned + 0.5), ylim=(0, top))
     ax.xaxis.set_major_locator(whole())
 
 
 def whole() -> MaxNLocator:
+    """Ticks at whole numbers, few of them."""
     return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
 
 
 def inches(ax: Axes) -> tuple[float, float]:
-    box, (width, height) = ax.get_position(), ax.figure.get_size_inches()
+    """Width and height of a panel."""
+    figure: Any = ax.figure
+    box, (width, height) = ax.get_position(), figure.get_size_inches()
     return box.width * width, box.height * height
 
 
 def plot_line(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str) -> None:
+    """One value per step, thinner in a long run."""
     ax.plot([r.step for r in steps], values, color=colour, lw=2.2 if len(steps) < 100 else 1.2,
             marker="o" if len(steps) == 1 else None, ms=5, solid_capstyle="round", clip_on=False)
 
@@ -120,7 +134,8 @@ def plot_area(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], co
     ax.fill_between(edges, np.repeat(values, 2), color=colour, alpha=alpha, lw=0)
 
 
-def write(ax: Axes, x: float, y: float, text: str, colour: str, **options) -> None:
+def write(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
+    """Text in a panel, as it stands: a dollar sign is a dollar sign."""
     ax.text(x, y, text, color=colour, parse_math=False, **{"size": style.size} | options)
 
 
@@ -131,13 +146,14 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def headline(figure: Figure, text: str) -> None:
+    """The sentence above a figure, as large as fits."""
     line, (width, height) = style.size / 72, figure.get_size_inches()
     size = min(1.2 * style.size, 72 * (width - 2 * line) / (0.6 * len(text)))
     figure.text(1.3 * line / width, 1 - 1.2 * line / height, text, size=size, color=style.ink, weight="bold", va="top",
                 parse_math=False)
 
 
-def end_labels(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+def end_labels(ax: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Write (x, y, text, colour) right of each line's end, moved apart; the axis is cut short to make room."""
     if not labels:
         return
@@ -158,7 +174,7 @@ def end_labels(ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
         write(ax, x + 0.5 + 0.015 * (right - left), bottom + spot / height * (top - bottom), text, colour, va="center")
 
 
-def peak_labels(ax: Axes, curves) -> None:
+def peak_labels(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
     """Write each curve's label over its peak; one that would touch its neighbour is lifted."""
     width, height = (72 * side for side in inches(ax))
     em, line = 0.62 * style.size / width, 1.25 * style.size / height * ax.get_ylim()[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hapo_lab.policy.decoder import Head, narrow_window, refusal
+from hapo_lab.policy.decoder import Head, Model, narrow_window, refusal
 from hapo_lab.policy.logprobs import completion_logprobs
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
@@ -17,10 +17,11 @@ COMPARED = 256
 
 
 @torch.no_grad()
-def verify(model, name: str) -> None:
+def verify(model: Model, name: str) -> float:
     """Compute random rollouts in a pack, in train mode, and side by side by the model itself, in eval mode; leave it there.
 
-    ValueError if they don't agree, with the difference and what rounding explains; or if the model can't compute a pack.
+    Returns the mean difference of their log-probabilities, in nats. ValueError if rounding does not explain it, or if the model
+    can't compute a pack.
     """
     draw, vocabulary = random.Random(0), model.config.get_text_config().vocab_size
     tokens = lambda n: [draw.randrange(vocabulary) for _ in range(n)]  # noqa: E731
@@ -42,7 +43,7 @@ def verify(model, name: str) -> None:
     return gap
 
 
-def _alone(model, rollouts: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+def _alone(model: Model, rollouts: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     """By the model's logits. What fills a row up to the longest one's end comes after all that counts."""
     rows = [torch.tensor(prompt + completion) for prompt, completion in rollouts]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
@@ -52,7 +53,7 @@ def _alone(model, rollouts: list[tuple[list[int], list[int]]]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def engine_gap(model, prompts: Sequence[Sequence[int]], drawn: Sequence[Sequence], temperature: float) -> float | None:
+def engine_gap(model: Model, prompts: Sequence[Sequence[int]], drawn: Sequence[Sequence], temperature: float) -> float | None:
     """Mean |log p of the trainer - log p of the engine| over an engine's first tokens, `COMPARED` at most.
 
     Parameters
@@ -80,7 +81,7 @@ def engine_gap(model, prompts: Sequence[Sequence[int]], drawn: Sequence[Sequence
     return torch.cat(differences).abs().mean().item() if differences else None
 
 
-def engine_differs(model, gap: float | None) -> str:
+def engine_differs(model: Model, gap: float | None) -> str:
     """What an engine's gap means, in words; "" if rounding explains it."""
     tolerance = TOLERANCE[model.dtype]
     return "" if gap is None or gap <= tolerance else (
@@ -88,5 +89,5 @@ def engine_differs(model, gap: float | None) -> str:
         f"differ by {gap:.2g} on average, and rounding in {_dtype(model)} explains {tolerance:g}")
 
 
-def _dtype(model) -> str:
+def _dtype(model: Model) -> str:
     return str(model.dtype).removeprefix("torch.")

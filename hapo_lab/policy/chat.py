@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, template: dict) -> int | None:
     said = "Paris"
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": said}]
     try:
-        after = tokenizer.apply_chat_template(turns, tokenize=False, **template).rpartition(said)[2]
+        after = str(tokenizer.apply_chat_template(turns, tokenize=False, **template)).rpartition(said)[2]
     except (TemplateError, TypeError) as error:
         raise ValueError(f"the chat template of {tokenizer.name_or_path} does not take a user's turn and an assistant's "
                          f"({error}), so what ends a turn is not known: give it the arguments it wants, or mend it.") from None
@@ -66,11 +67,12 @@ def _closing(tokenizer: PreTrainedTokenizerBase, template: dict) -> int | None:
 def prompt_ids(policy: Policy, problem: Problem) -> list[int]:
     """The problem through the chat template, ready for the policy's turn. ValueError if the template refuses its messages."""
     try:
-        return policy.tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, return_dict=False,
-                                                    **policy.template)
+        ids: Any = policy.tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, return_dict=False,
+                                                        **policy.template)
     except (TemplateError, TypeError) as error:
         raise ValueError(f"problem {problem.key!r}: the chat template of {policy.name} does not take its messages ({error}); "
                          "change their roles or their order.") from None
+    return ids
 
 
 def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int, ...] | None:
@@ -86,7 +88,7 @@ def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int
     if len(ids) + 1 > limit:
         return None
     if (read := text_of(policy, ids)) not in (text, " " + text):
-        at = len(os.path.commonprefix([text, read]))
+        at = len(os.path.commonprefix([text, read]))  # noqa: RUF071 - letter by letter is what is wanted
         raise ValueError(f"problem {problem.key!r}: its demonstration has {text[at:at + 20]!r} where its tokens of "
                          f"{policy.name} read {read[at:at + 20]!r}; replace what the tokenizer lacks, rewrites or takes for a "
                          "special token, or leave the demonstration out.")
@@ -95,5 +97,5 @@ def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int
 
 def text_of(policy: Policy, ids: Sequence[int]) -> str:
     """Tokens of the policy's turn as the verifier reads them: without special tokens and ends of turn, all else as it is."""
-    return policy.tokenizer.decode([i for i in ids if i not in policy.ends], skip_special_tokens=True,
-                                   clean_up_tokenization_spaces=False)
+    said = [i for i in ids if i not in policy.ends]
+    return str(policy.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))

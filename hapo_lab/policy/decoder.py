@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+Model = Any
+"""A `PeftModel` or a transformers causal language model. (Both hand on attributes that their types don't tell.)"""
 LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that see nothing of another rollout in the same sequence."""
 LOCAL = ("attention_chunk_size", "attention_types", "attention_window_size", "block_size", "keep_window_size",
@@ -18,7 +21,7 @@ LOCAL = ("attention_chunk_size", "attention_types", "attention_window_size", "bl
 """Fields by which a config tells of attention that is local in another way than `sliding_window`."""
 
 
-def causal_lm(model) -> PreTrainedModel:
+def causal_lm(model: Model) -> PreTrainedModel:
     """The transformers model, also under an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -37,7 +40,7 @@ class Head:
     """c: `final_logit_softcapping` of Gemma 2."""
 
     @classmethod
-    def of(cls, model) -> Head:
+    def of(cls, model: Model) -> Head:
         """A model's head; ValueError if it is no plain linear layer."""
         model = causal_lm(model)
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -47,7 +50,8 @@ class Head:
         return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def attention_masks(config: PreTrainedConfig, visible: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype):
+def attention_masks(config: PreTrainedConfig, visible: torch.Tensor, positions: torch.Tensor,
+                    dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
     """What is added to the attention scores: a mask, or one for each kind of layer, as `create_masks_for_generate` of
     transformers hands them to the model.
 
@@ -88,7 +92,7 @@ def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def refuse_unknown(config: PreTrainedConfig, name: str) -> None:
     """ValueError for a model that its config shows to be none that this kit computes right."""
     text = config.get_text_config()
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     kinds = set(getattr(text, "layer_types", None) or ()) - LAYERS
     local = [field for field in LOCAL if getattr(text, field, None)]
     if config.is_encoder_decoder or model is None:
@@ -102,6 +106,7 @@ def refuse_unknown(config: PreTrainedConfig, name: str) -> None:
 
 
 def refusal(name: str, why: str) -> ValueError:
+    """The error for a model that this kit would compute wrong."""
     return ValueError(f"model {name!r} is refused, because its log-probabilities would be wrong: {why}. Choose another model.")
 
 

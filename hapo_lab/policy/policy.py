@@ -15,7 +15,12 @@ from hapo_lab.policy import decoder
 
 @dataclass(frozen=True)
 class Policy:
-    """What is trained: a frozen base with a LoRA adapter, its tokenizer, and where it computes."""
+    """What is trained: a frozen base with a LoRA adapter, its tokenizer, and where it computes. `load_policy` makes it.
+
+    >>> policy: Policy = load_policy("tiny")
+    >>> policy.name, policy.context, policy.tokenizer.decode(policy.ends[:1])
+    ('tiny', 256, '<end>')
+    """
 
     name: str
     model: PeftModel
@@ -32,6 +37,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.model.device
 
     @property
@@ -40,5 +46,6 @@ class Policy:
         return decoder.context(self.model.config)
 
     def trainable(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters."""
         return [p for p in self.model.parameters() if p.requires_grad]
 

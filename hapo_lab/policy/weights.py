@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 
 
-def is_quantized(parameter: torch.nn.Parameter) -> bool:
+def is_quantized(parameter: Any) -> bool:
+    """Whether a parameter holds packed 4-bit codes, and not its values."""
     return hasattr(parameter, "quant_state")
 
 
@@ -15,7 +18,7 @@ def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
     return dequantised(layer.get_base_layer().weight)
 
 
-def dequantised(parameter: torch.nn.Parameter) -> torch.Tensor:
+def dequantised(parameter: Any) -> torch.Tensor:
     """A parameter's values; its own memory where it is not quantized."""
     if not is_quantized(parameter):
         return parameter.detach()

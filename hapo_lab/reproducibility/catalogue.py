@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 from hapo_lab.gates import GATES, Gate
 from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt
 from hapo_lab.methods import METHODS, Method
 from hapo_lab.reproducibility import parts
 
-PARTS = {part.__name__: part for part in (Method, *GATES.values(), ratio, probability, sqrt, log_probability)}
+_PARTS: tuple[Any, ...] = (Method, *GATES.values(), ratio, probability, sqrt, log_probability)
+PARTS = {part.__name__: part for part in _PARTS}
 """What a run.json names: methods, gates and shapings of this kit."""
 
 
 def get_method(name: str) -> Method:
-    """A method by its name, or one of your own from a file: "FILE.py:NAME"."""
+    """A method by its name, or one of your own from a file: "FILE.py:NAME".
+
+    >>> get_method("luffy") == LUFFY
+    True
+    """
     method = _get("method", name, METHODS)
     if not isinstance(method, Method):
         raise ValueError(f"{name!r} is no Method: make it one, such as dataclasses.replace(HAPO, name=..., gate=...).")
@@ -25,6 +32,9 @@ def get_gate(name: str, **numbers: float) -> Gate:
     """A gate by its name, or one of your own, "FILE.py:NAME": a class, or a gate that is made already.
 
     ValueError names what is not known: the gate, or a number that it doesn't have.
+
+    >>> get_gate("running", discount=0.5)
+    RunningGate(alpha=1.0, beta=1.0, threshold=0.8, discount=0.5)
     """
     gate = _get("gate", name, GATES)
     if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
@@ -38,14 +48,18 @@ def get_gate(name: str, **numbers: float) -> Gate:
 
 
 def get_shaping(name: str) -> Shaping:
-    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one."""
+    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one.
+
+    >>> get_shaping("ratio")
+    ratio(lam=0.1)
+    """
     shaping = _get("shaping", name, SHAPINGS)
     if not callable(shaping):
         raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")
     return shaping() if isinstance(shaping, type) else shaping
 
 
-def _get(what: str, name: str, known: dict[str, object]):
+def _get(what: str, name: str, known: Mapping[str, Any]) -> Any:
     if name in known:
         return known[name]
     if ".py:" in name:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """A new file, on the disk when this returns."""
     with open(path, "wb") as file:
         file.write(content)
@@ -89,5 +89,16 @@ def lines(rows: list[dict]) -> bytes:
 
 
 def sha256(path: Path) -> str:
+    """Of a file, however large."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(content: bytes | memoryview) -> str:
+    """Of what is in memory."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def why(error: OSError) -> str:
+    """What keeps a file from being read or written, in words."""
+    return (error.strerror or str(error)).lower()

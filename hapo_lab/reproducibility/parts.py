@@ -6,7 +6,6 @@ rebuilds it gets what ran, or a sentence that says why not. (What that file impo
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -15,7 +14,10 @@ from dataclasses import fields, is_dataclass
 from math import inf
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 from weakref import WeakKeyDictionary
+
+from hapo_lab.reproducibility import disk
 
 _loaded: dict[tuple[str, str], ModuleType] = {}
 """Files as they were run, by path and checksum: the same class each time it is asked for."""
@@ -23,7 +25,7 @@ _origins: WeakKeyDictionary[type | FunctionType, dict] = WeakKeyDictionary()
 """Where a class or function came from: its file as it was when it was run or, if Python imported it, first described."""
 
 
-def described(part) -> str | int | float | list | dict | None:
+def described(part: Any) -> Any:
     """A part as JSON: plain values as they are, anything else by its kind and its fields, each described in turn.
 
     What can't be rebuilt from that is described all the same, with the reason under "unknown".
@@ -37,13 +39,13 @@ def described(part) -> str | int | float | list | dict | None:
     return _named(kind, stateful=part is not kind and not is_dataclass(part) and not _bare(part)) | numbers
 
 
-def _bare(part) -> bool:
+def _bare(part: object) -> bool:
     """Whether an object holds nothing: its class alone makes it again."""
     kind = type(part)
     return kind.__init__ is object.__init__ and kind.__new__ is object.__new__ and not getattr(part, "__dict__", {})
 
 
-def rebuilt(description, known: Mapping[str, object]):
+def rebuilt(description: Any, known: Mapping[str, Any]) -> Any:
     """The part that was described; `known` holds this kit's, by name. ValueError if it can't be had as it was."""
     if isinstance(description, list):
         return tuple(rebuilt(item, known) for item in description)
@@ -85,14 +87,15 @@ def load(name: str, sha256: str | None = None) -> object:
 def checksum(path: Path) -> str:
     """sha256 of a file; ValueError if it can't be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return disk.sha256(path)
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+        raise ValueError(f"{path} can't be read: {disk.why(error)}.") from None
 
 
 def _run(path: Path, found: str) -> ModuleType:
     name = f"hapo_lab_part_{path.stem}_{found[:8]}"  # of its own: what stands in sys.modules under the file's name may be older
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader  # as every file has whose name ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -115,11 +118,10 @@ def _named(kind: type | FunctionType, stateful: bool) -> dict:
         return {"kind": name}
     unknown = ("is defined in a notebook or a script, where no other process finds it" if kind.__module__ == "__main__"
                else "is no number, word, tuple or part" if kind.__module__ == "builtins"
-               else "holds values that no field names: make it a frozen dataclass" if stateful
-               else "has no name in a file" if getattr(module, name, None) is not kind or not _file(kind) else "")
-    if unknown:
-        return {"kind": name, "unknown": unknown}
-    path = _file(kind)
+               else "holds values that no field names: make it a frozen dataclass" if stateful else "")
+    path = _file(kind) if not unknown and getattr(module, name, None) is kind else None
+    if path is None:
+        return {"kind": name, "unknown": unknown or "has no name in a file"}
     return _origins.setdefault(kind, {"kind": f"{path}:{name}", "sha256": checksum(path)})
 
 

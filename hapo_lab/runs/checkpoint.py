@@ -11,7 +11,6 @@ scaler's and the other files' checksums.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -34,9 +33,10 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
     target, scratch = folder / f"step-{step:06d}", folder / f"writing-{step:06d}"
     memory = io.BytesIO()
     torch.save(optimizer.state_dict(), memory)
-    files = {"adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
+    files: dict[str, bytes | memoryview] = {
+        "adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
     state = {"step": step, "gate": gate_state, "scaler": scaler.state_dict(),
-             "sha256": {name: _sha256(content) for name, content in files.items()}}
+             "sha256": {name: disk.sha256_of(content) for name, content in files.items()}}
     try:
         for left_over in folder.glob("writing-*"):
             shutil.rmtree(left_over)
@@ -100,13 +100,9 @@ def _read(path: Path, at_most: int) -> tuple[dict, dict, dict]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"can't be read, {type(error).__name__}: {error}") from None
     for name, content in files.items():
-        if _sha256(content) != state["sha256"][name]:
+        if disk.sha256_of(content) != state["sha256"][name]:
             raise ValueError(f"{name} is damaged")
     if state["step"] > at_most:
         raise ValueError(f"steps.jsonl ends at step {at_most}")
     return (state, safetensors.torch.load(files["adapter.safetensors"]),
             torch.load(io.BytesIO(files["optimizer.pt"]), weights_only=True, map_location="cpu"))
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,19 +22,27 @@ from hapo_lab.gate import BetaPosterior
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.record import StepRecord, merged, step_from
-from hapo_lab.ssi import Group, Rollout
+from hapo_lab.ssi import Group, Rollout, known
 from hapo_lab.tasks.problem import Problem
 
 COMPLETION_CHARACTERS = 2000
 
 
 def runs_folder() -> Path:
-    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder."""
+    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder.
+
+    >>> (runs_folder() / "05_train_live").name
+    '05_train_live'
+    """
     return Path(os.environ.get("HAPO_LAB_RUNS", "runs")).absolute()
 
 
 def shipped_run(name: str) -> RunLog:
-    """A run that comes with the kit, such as "hapo-0"."""
+    """A run that comes with the kit, such as "hapo-0".
+
+    >>> shipped_run("hapo-0").manifest["model"]
+    'smollm2-135m'
+    """
     return RunLog.load(DATA / "runs" / name)
 
 
@@ -46,6 +55,14 @@ class RunLog:
         What was asked for, as JSON: it identifies the run.
     folder : Path, optional
         Where each record is appended as it comes.
+
+    Examples
+    --------
+    >>> log = shipped_run("hapo-0")                         # RunLog.load(folder) reads one of your own
+    >>> log.name, len(log.steps), log.planned
+    ('HAPO', 30, 30)
+    >>> log.table()[0]["teacher_samples"]
+    4
     """
 
     def __init__(self, manifest: dict, folder: Path | None = None):
@@ -59,14 +76,22 @@ class RunLog:
         """Held while events change: they come from the trainer and from controls, each in its own thread."""
         self._read = 0  # bytes of steps.jsonl that `steps` holds
 
+    def path(self, *name: str) -> Path:
+        """The run's folder, or a file in it; ValueError if the run is kept in memory only."""
+        if not self.folder:
+            raise ValueError("this run is kept in memory only: give the trainer a folder.")
+        return self.folder.joinpath(*name)
+
     @property
     def name(self) -> str:
+        """The method's."""
         return self.manifest["method"]["name"]
 
     @property
     def planned(self) -> int:
         """Steps that the run is to take: as first asked for, or as it was extended to."""
-        return max([self.manifest["config"]["steps"], *(event["steps"] for event in self.events if event["kind"] == "extended")])
+        extended = [event["steps"] for event in self.events if event["kind"] == "extended"]
+        return max([self.manifest["config"]["steps"], *extended])
 
     def gate(self, step: int | None = None) -> dict:
         """The gate in force at a step (None: the next one), as the manifest describes it.
@@ -99,6 +124,7 @@ class RunLog:
         return state
 
     def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
+        """A step that is done, with its groups; on the disk first, where there is a folder."""
         groups = list(groups)
         if self.folder:
             self._append("completions.jsonl", [_group_row(record.step, group) for group in groups])
@@ -106,7 +132,7 @@ class RunLog:
         self.steps.append(record)
         self.groups = groups
 
-    def event(self, kind: str, *, after_step: int | None = None, **details) -> None:
+    def event(self, kind: str, *, after_step: int | None = None, **details: Any) -> None:
         """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers, more
         steps to take."""
         with self.lock:
@@ -119,14 +145,15 @@ class RunLog:
     def sync(self) -> None:
         """All steps are on the disk when this returns: before a checkpoint says that they are."""
         for name in ("completions.jsonl", "steps.jsonl"):
-            disk.sync(self.folder / name)
+            disk.sync(self.path(name))
 
     def rewind(self, steps: int) -> None:
         """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
         act again when their step comes, and so does what the run was extended to."""
         with self.lock:
             self.steps, self.groups = self.steps[:steps], []
-            self.events = [event for event in self.events if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
+            self.events = [event for event in self.events
+                           if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
             if self.folder:
                 self._read = _cut(self.folder / "steps.jsonl", steps)
                 _cut(self.folder / "completions.jsonl", steps)
@@ -134,10 +161,10 @@ class RunLog:
 
     def create(self) -> None:
         """Make the folder; ValueError if a run is there already."""
-        if (self.folder / "run.json").exists():
+        if self.path("run.json").exists():
             raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        disk.replace(self.folder / "run.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
+        self.path().mkdir(parents=True, exist_ok=True)
+        disk.replace(self.path("run.json"), (json.dumps(self.manifest, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> RunLog:
@@ -162,7 +189,7 @@ class RunLog:
                 raise
             self.steps, self._read = [], 0  # the other process has gone back to a checkpoint
             self._read_steps()
-        self.events = [row for _, row in disk.rows(self.folder / "events.jsonl")]
+        self.events = [row for _, row in disk.rows(self.path("events.jsonl"))]
         return (len(self.steps), self.events) != known
 
     def follow(self, every: float = 0.5, stop: threading.Event | None = None) -> Iterator[RunLog]:
@@ -183,7 +210,7 @@ class RunLog:
         return copy
 
     def _read_steps(self) -> None:
-        path = self.folder / "steps.jsonl"
+        path = self.path("steps.jsonl")
         if self._read > (path.stat().st_size if path.exists() else 0):
             raise ValueError(f"{path} has become shorter.")
         for end, row in disk.rows(path, self._read):
@@ -216,6 +243,7 @@ class RunLog:
         return rows
 
     def write_csv(self, path: Path) -> None:
+        """`table`, for a spreadsheet."""
         rows = self.table()
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -226,13 +254,13 @@ class RunLog:
     def _append(self, name: str, rows: list[dict]) -> int:
         """Returns the bytes written."""
         content = disk.lines(rows)
-        disk.append(self.folder / name, content)
+        disk.append(self.path(name), content)
         return len(content)
 
 
 def _group_row(step: int, group: Group) -> dict:
     return {"step": step, "problem": asdict(group.problem), "replaced": group.replaced,
-            "advantages": group.advantages.tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
+            "advantages": known(group.advantages).tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
             "removed": group.removed and _rollout_row(group.removed)}
 
 

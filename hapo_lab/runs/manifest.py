@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import reprlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from hapo_lab.tasks.problem import Task
 
 def describe(policy: Policy, task: Task, method: Method, config: dict, engine: str) -> dict:
     """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
-    lora = policy.model.peft_config["default"]
+    lora: Any = policy.model.peft_config["default"]
     return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
             "quantized": policy.quantized, "template": policy.template, "plain_template": policy.plain_template,
             "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed}, "task": task.name,
@@ -56,11 +57,11 @@ def refuse_what_no_one_can_rebuild(method: Method) -> None:
 
 
 def _flat(nested: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict = {}
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def _shown(value, other) -> str:
+def _shown(value: object, other: Any) -> str:
     return reprlib.repr([x for x in value if x not in (other or [])] if isinstance(value, list) else value)

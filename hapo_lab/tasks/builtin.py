@@ -90,7 +90,12 @@ TASKS: dict[str, Callable[[int], Task]] = {"json_record": json_record, "iso_date
 
 
 def load_task(name: str = "json_record", seed: int = 0) -> Task:
-    """A task by name; the seed decides which problems are held out."""
+    """A task by name; the seed decides which problems are held out.
+
+    >>> task = load_task("sums")
+    >>> task.train[0].messages[-1]["content"], len(task.train), len(task.heldout)
+    ('What is 26 + 51?', 280, 40)
+    """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}.")
     return TASKS[name](seed)

@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from hapo_lab.reproducibility import parts
+from hapo_lab.reproducibility import disk, parts
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, leaks, question
 from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
@@ -57,6 +57,15 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     ValueError
         A line that can't be read (file, line and field); problems twice or in both splits, and demonstrations that the
         verifier rejects (all of them, with their lines).
+
+    Examples
+    --------
+    >>> with open("own.jsonl", "w") as file:
+    ...     print('{"prompt": "What is 27 + 58?", "answer": "85", "split": "train"}', file=file)
+    ...     print('{"prompt": "What is 14 + 3?", "answer": "17", "split": "heldout"}', file=file)
+    >>> task = load_jsonl("own.jsonl", "last_number", max_new_tokens=16)
+    >>> task.verify(task.train[0], "27 + 58 = 85").correct
+    True
     """
     path, verifier = Path(path), load_verifier(verify)
     rows = read_rows(path, verifier)
@@ -98,7 +107,7 @@ def read_rows(path: Path, verify: Verifier) -> list[Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror.lower()}.") from None
+        raise ValueError(f"{path} can't be read: {disk.why(error)}.") from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
@@ -192,7 +201,7 @@ def _judge(row: Row, verify: Verifier, completion: str) -> Verdict:
                          f"{type(error).__name__}: {error}") from error
     if not isinstance(verdict, Verdict):
         raise ValueError(f"{row.where}: the verifier returns {verdict!r}; it must return a Verdict(correct, reason), "
-                         "from hapo_lab.tasks.")
+                         "from hapo_lab.")
     return verdict
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from hapo_lab.reproducibility import parts
+from hapo_lab.reproducibility import disk, parts
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question to the policy."""
+    """One question to the policy.
+
+    >>> problem = Problem("7*8", ({"role": "user", "content": "What is 7 times 8?"},), answer="56")
+    >>> problem.demonstration is None
+    True
+    """
 
     key: str
     """What it is about: two problems with one key ask for the same fact and stand in the same split."""
@@ -27,7 +31,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verifier's judgement."""
+    """A verifier's judgement.
+
+    >>> def verify(problem: Problem, completion: str) -> Verdict:
+    ...     return Verdict(completion.strip() == problem.answer, f"it says {completion!r}")
+    >>> verify(Problem("7*8", ({"role": "user", "content": "What is 7 times 8?"},), answer="56"), "54")
+    Verdict(correct=False, reason="it says '54'")
+    """
 
     correct: bool
     reason: str
@@ -46,6 +56,15 @@ class Task:
     ValueError
         Problems stand in both splits, or a held-out question occurs in a training prompt or demonstration; the
         verifier rejects demonstrations (all are named, with the verifier's reasons).
+
+    Examples
+    --------
+    >>> def times(a, b):
+    ...     return Problem(f"{a}*{b}", ({"role": "user", "content": f"What is {a} times {b}?"},), str(a * b))
+    >>> task = Task("times", train=(times(7, 8), times(6, 9)), heldout=(times(3, 4),), max_new_tokens=8,
+    ...             verify=lambda problem, completion: Verdict(problem.answer in completion, "the product"))
+    >>> task.verify(task.heldout[0], "It is 12.").correct
+    True
     """
 
     name: str
@@ -55,11 +74,11 @@ class Task:
     max_new_tokens: int
     """Room for a right completion, and a little more."""
     source: dict | None = None
-    """Of a task from a file: what `datasets.task_of_run` needs to build it again in a new process."""
+    """Of a task from a file: what `jsonl.task_of_run` needs to build it again in a new process."""
     seed: int | None = None
     """Of the draw that decided which problems are held out, where there was one."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.train or not self.heldout:
             raise ValueError(f"task {self.name!r}: it needs problems to train on and problems held out.")
         if both := {p.key: None for p, _ in leaks(self.train, self.heldout)}:
@@ -79,7 +98,7 @@ class Task:
 
 
 def _checksum(problems: tuple[Problem, ...]) -> str:
-    return hashlib.sha256(json.dumps([asdict(problem) for problem in problems]).encode()).hexdigest()[:16]
+    return disk.sha256_of(json.dumps([asdict(problem) for problem in problems]).encode())[:16]
 
 
 def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:

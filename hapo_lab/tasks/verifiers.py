@@ -61,7 +61,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", 
 
 
 def last_number(problem: Problem, completion: str) -> Verdict:
-    """Right if the last number of the completion is the answer: 1,234 is 1234.0, and \\boxed{85} is 85."""
+    r"""Right if the last number of the completion is the answer: 1,234 is 1234.0, and \boxed{85} is 85."""
     expected, said = _NUMBER.findall(problem.answer), _NUMBER.findall(completion)
     if len(expected) != 1:
         raise ValueError(f"the answer {problem.answer!r} must hold one number")

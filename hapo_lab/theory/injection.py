@@ -15,6 +15,7 @@ from functools import lru_cache, singledispatch
 from math import ceil, comb, sqrt
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from hapo_lab.gate import as_written
@@ -28,7 +29,7 @@ MOST_CELLS = 2 * 10**8
 """Grid cells that a bracket may visit: some seconds."""
 
 
-def binomial_pmf(trials: int, success: np.ndarray | float, failure: np.ndarray | float | None = None) -> np.ndarray:
+def binomial_pmf(trials: int, success: ArrayLike, failure: ArrayLike | None = None) -> np.ndarray:
     """P(S = 0), ..., P(S = N) along a new last axis, each to a few units of the last place.
 
     `failure` is 1 - success, for callers that know it to more digits than the subtraction leaves.
@@ -40,7 +41,7 @@ def binomial_pmf(trials: int, success: np.ndarray | float, failure: np.ndarray |
     return (_roots(trials) * mu ** (s / 2) * fail ** ((trials - s) / 2)) ** 2
 
 
-def binomial_cdf(k, trials, success_rate) -> np.ndarray:
+def binomial_cdf(k: ArrayLike, trials: ArrayLike, success_rate: ArrayLike) -> np.ndarray:
     """P(Binomial(trials, success_rate) <= k), elementwise, float64; 0 for k < 0 and 1 for k >= trials."""
     k, n, mu = np.broadcast_arrays(k, trials, np.asarray(success_rate, dtype=float))
     inside = (k >= 0) & (k < n)
@@ -48,7 +49,7 @@ def binomial_cdf(k, trials, success_rate) -> np.ndarray:
     return np.where(inside, tail, (k >= n).astype(float))
 
 
-def injection_chances(success_rate: np.ndarray | float, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
+def injection_chances(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
     """P(inject | S) for S = 0..N along a new last axis, exactly, at a prompt's `visit`-th visit (from 1).
 
     Of a gate that remembers, over all that its earlier visits may have been, one group a step: `StepAnnealedGate` with the step
@@ -68,7 +69,8 @@ def injection_chances(success_rate: np.ndarray | float, trials: int, gate: Gate,
 @singledispatch
 def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     """Equal states are counted together, so a gate without memory has one history."""
-    pmf, states = np.moveaxis(binomial_pmf(n, mu), -1, 0), [({}, np.ones(mu.shape))]
+    pmf = np.moveaxis(binomial_pmf(n, mu), -1, 0)
+    states: list[tuple[dict, np.ndarray]] = [({}, np.ones(mu.shape))]
     for _ in range(visit - 1):
         after: dict[str, tuple[dict, np.ndarray]] = {}
         for state, weight in states:
@@ -86,12 +88,12 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
 
 
 @_over_histories.register
-def _(gate: StepAnnealedGate, mu, n, visit):
+def _(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     return gate.chances({"step": visit - 1}, "", n).numpy()
 
 
 @_over_histories.register
-def _(gate: RunningGate, mu, n, visit):
+def _(gate: RunningGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     """At a discount of 1 the successes of earlier visits are Binomial((visit - 1) N, mu)."""
     if gate.discount != 1 and visit > 1:
         raise ValueError(f"purity: with a discount of {gate.discount} only bounds are known: use injection_bracket.")
@@ -99,13 +101,13 @@ def _(gate: RunningGate, mu, n, visit):
 
 
 @_over_histories.register
-def _(gate: SuccessAnnealedGate, mu, n, visit):
+def _(gate: SuccessAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     s, total = np.arange(n + 1), min(visit, gate.window) * n
     last = (_falling_cutoffs(gate, n, total) >= s[:, None]).sum(1) - 1  # successes in the window up to which S injects
     return binomial_cdf(last - s, total - n, mu[..., None])
 
 
-def injection_probability(success_rate: np.ndarray | float, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
+def injection_probability(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
     """P(inject | mu) at a prompt's `visit`-th visit, exact, in the shape of `success_rate`; see `injection_chances`.
 
     All terms of the sum are positive, so its relative error stays below 1e-12.
@@ -120,7 +122,7 @@ def injection_probability(success_rate: np.ndarray | float, trials: int, gate: G
     return (binomial_pmf(trials, success_rate) * chances).sum(-1)
 
 
-def injection_bracket(success_rate: np.ndarray | float, trials: int, gate: Gate, visit: int = 1,
+def injection_bracket(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1,
                       cells: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """(lower, upper) with lower <= P(inject | mu) <= upper, for every gate; where the value is exact they are equal.
 
@@ -143,16 +145,17 @@ def injection_bracket(success_rate: np.ndarray | float, trials: int, gate: Gate,
     weight = (1 - discount**visit) / (1 - discount)  # of all visits, in visits
     last = ceil(gate.bound(weight * n) * cells) - 1  # the last grid cell that injects
     ends = [[_below(last, n, m, discount, visit, cells, up) for m in mu.flat] for up in (True, False)]
-    return tuple(np.reshape(end, mu.shape) for end in ends)
+    lower, upper = (np.reshape(end, mu.shape) for end in ends)
+    return lower, upper
 
 
-def hoeffding_bound(success_rate: np.ndarray | float, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
+def hoeffding_bound(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
     """P(S <= k) <= exp(-2 n (mu - k/n)^2) where mu > k/n, else 1; k the cutoff of n trials."""
     mu, (k, n) = _rates(success_rate), _count_cutoff(gate, trials, visit)
     return np.where(mu > k / n, np.exp(-2 * n * (mu - k / n) ** 2), 1.0) * (k >= 0)
 
 
-def chernoff_bound(success_rate: np.ndarray | float, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
+def chernoff_bound(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
     """P(S <= k) <= exp(-n KL(k/n || mu)) where mu > k/n, else 1; KL between coins, in nats."""
     mu, (k, n) = _rates(success_rate), _count_cutoff(gate, trials, visit)
     x = min(max(k / n, 0), 1)
@@ -177,7 +180,7 @@ def purity_horizon(target: float, trials: int, gate: Gate, how: str = "exact", v
     if not 0 < target < 1:
         raise ValueError(f"purity: the target is {target}; it must lie between 0 and 1, such as 0.01.")
 
-    def excess(mu):
+    def excess(mu: float) -> float:
         return float(curves[how](mu, trials, gate, visit)) - target
 
     if excess(0.0) <= 0:
@@ -195,7 +198,8 @@ def group_size(trials: int, smallest: int = 1) -> int:
 
 def _below(last: int, n: int, mu: float, discount: Fraction, visit: int, cells: int, up: bool) -> float:
     """P(the rounded sum's cell <= last) after `visit` visits."""
-    pmf, grid = binomial_pmf(n, mu), np.ones(1)
+    pmf = binomial_pmf(n, mu)
+    grid: np.ndarray = np.ones(1)
     for _ in range(visit):
         numerator, denominator = np.arange(len(grid)) * discount.numerator, discount.denominator
         grid = np.bincount(-(-numerator // denominator) if up else numerator // denominator, weights=grid)
@@ -235,7 +239,7 @@ def _falling_cutoffs(gate: SuccessAnnealedGate, trials: int, total: int) -> np.n
     return np.array([gate.cutoff_at(Fraction(seen, total), trials) for seen in range(total + 1)])
 
 
-def _rates(success_rate) -> np.ndarray:
+def _rates(success_rate: ArrayLike) -> np.ndarray:
     mu = np.asarray(success_rate, dtype=float)
     if not ((mu >= 0) & (mu <= 1)).all():
         raise ValueError("purity: a success rate lies outside [0, 1].")

@@ -55,6 +55,7 @@ class PurityRun:
 
     @classmethod
     def of(cls, setting: str, log: RunLog, spare: dict[str, list[int]], spare_trials: int, heldout: float) -> PurityRun:
+        """What a run's log says of it, and the spare rollouts' counts."""
         manifest = {key: value for key, value in log.manifest.items() if key != "heldout"}
         share = [r.teacher_share if r.updated else None for r in log.steps]
         return cls(setting, manifest, [list(r.problems) for r in log.steps], [list(r.successes) for r in log.steps],
@@ -63,6 +64,7 @@ class PurityRun:
 
     @property
     def seed(self) -> int:
+        """The run's."""
         return self.manifest["config"]["seed"]
 
     @property
@@ -72,6 +74,7 @@ class PurityRun:
 
     @cached_property
     def gate(self) -> Gate:
+        """The run's, rebuilt."""
         return method_from(self.manifest["method"]).gate
 
     @cached_property
@@ -131,6 +134,7 @@ def write(runs: Sequence[PurityRun], path: Path) -> None:
 
 
 def read(path: Path) -> list[PurityRun]:
+    """The runs of a file, one per line."""
     return [PurityRun(**json.loads(line)) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
@@ -160,6 +164,7 @@ class Outcome:
 
 
 def outcome(runs: Sequence[PurityRun]) -> Outcome:
+    """The runs of one setting, summed up."""
     steps = len(runs[0].successes)
     residuals = np.concatenate([np.array(run.decisions[step - 1]) - p for run in runs for step, p in run.predicted.items()])
     error = residuals.std(ddof=1) / len(residuals) ** 0.5

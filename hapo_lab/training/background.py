@@ -35,6 +35,7 @@ class Run:
         self.thread.start()
 
     def pause(self) -> None:
+        """Stop after the step that is under way, ready to go on."""
         self._give("pause")
 
     def step(self) -> None:
@@ -134,6 +135,14 @@ def run_in_background(trainer: Trainer, tell: Callable[[Run], None] | None = Non
     tell : callable, optional
         Called with the `Run` in the training's thread, after each step and whenever its state changes: to redraw. It
         must not print. If it raises, it is not called again, the training goes on, and `error` has it.
+
+    Examples
+    --------
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, Config(steps=1, prompts=1, eval_every=0))
+    >>> run = run_in_background(trainer)
+    >>> run.join()
+    >>> run.status
+    'finished after step 1 of 1'
     """
     if trainer in in_background:
         raise ValueError("this trainer trains in the background already: stop that run first.")

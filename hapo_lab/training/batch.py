@@ -10,7 +10,7 @@ import torch
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.methods import Method
 from hapo_lab.policy.logprobs import length_mask
-from hapo_lab.ssi import Group, Rollout
+from hapo_lab.ssi import Group, Rollout, known
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Rows:
 
     @classmethod
     def of(cls, prompts: list[list[int]], groups: Sequence[Sequence[Rollout]]) -> Rows:
+        """The rollouts of groups in one list, each with the number of its prompt."""
         return cls(prompts, [r for group in groups for r in group], [i for i, group in enumerate(groups) for _ in group])
 
     def packs(self, some: Iterable[int], token_budget: int) -> list[list[int]]:
@@ -88,7 +89,7 @@ class Batch:
                                   f"completion of problem {groups[rows.group_of[i]].problem.key!r}; it must give one a token, "
                                   "or none at all")
             engine_logp[i, :len(r.engine_logps)] = torch.tensor(r.engine_logps)
-        advantages = torch.cat([g.advantages for g in groups]).float()
+        advantages = torch.cat([known(g.advantages) for g in groups]).float()
         teacher = torch.tensor([r.teacher for r in rows.rollouts])
         counted = method.learns_from(teacher)
         tokens = mask & counted[:, None]

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """The defaults are the main job's: SmolLM2-135M on two CPU cores."""
+    """The numbers of a run. The defaults are the main job's: SmolLM2-135M on two CPU cores.
+
+    >>> Config(steps=10, group_size=4).prompts
+    4
+    """
 
     steps: int = 30
     prompts: int = 4
@@ -41,7 +45,7 @@ class Config:
     sampling_seed: int | None = None
     """In place of `seed`, for the rollouts, the evaluations while training, and what a gate draws."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"config: group_size is {self.group_size}; a group needs at least 2 rollouts to compare.")
         for name in ("steps", "prompts", "inner_epochs", "token_budget", "save_every"):
@@ -58,7 +62,11 @@ class Config:
 
 
 TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
-"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores."""
+"""For the model `tiny` and its task `sums`: 20 seconds on two CPU cores.
+
+>>> TINY.steps, TINY.learning_rate
+(60, 0.002)
+"""
 
 
 def learning_rate(config: Config, step: int) -> float:

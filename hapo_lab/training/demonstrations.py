@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from hapo_lab.engines.protocol import Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.policy import Policy
+from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.tasks.jsonl import Row, read_rows
 from hapo_lab.tasks.problem import Verifier
@@ -27,7 +27,7 @@ class Demonstrations:
     Parameters
     ----------
     file : path
-        As `datasets` reads it.
+        As `load_jsonl` reads it.
     out : path
         What is written; it may be `file`.
     verify : Verifier
@@ -92,14 +92,12 @@ class Demonstrations:
                                fields=row.fields | {"demonstration": chosen, "teacher": asked})
 
     def _write(self) -> None:
-        scratch = self.out.with_name(self.out.name + ".writing")
+        content = "".join(json.dumps(row.fields, ensure_ascii=False) + "\n" for row in self.rows)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text("".join(json.dumps(row.fields, ensure_ascii=False) + "\n" for row in self.rows),
-                               encoding="utf-8", newline="\n")
-            os.replace(scratch, self.out)
+            disk.replace(self.out, content.encode())
         except OSError as error:
-            raise ValueError(f"{self.out} can't be written: {error.strerror.lower()}.") from None
+            raise ValueError(f"{self.out} can't be written: {disk.why(error)}.") from None
 
     def __str__(self) -> str:
         if not self.missing:

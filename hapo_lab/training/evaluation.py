@@ -79,6 +79,11 @@ def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem
     """Sample and grade: by default every held-out problem, 8 times, at temperature 1.
 
     The seed draws otherwise than a training run of the same seed does.
+
+    >>> policy, task = load_policy("tiny"), load_task("sums")
+    >>> found = evaluate(policy, TransformersEngine(policy), task, task.heldout[:2], samples=4)
+    >>> found.by_problem.shape, 0 <= found.success <= 1
+    ((2,), True)
     """
     problems = task.heldout if problems is None else problems
     sampling = sampling or Sampling(task.max_new_tokens)

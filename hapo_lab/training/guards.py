@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +13,18 @@ from hapo_lab.engines.protocol import EngineError
 
 
 class TrainingError(RuntimeError):
-    """The run can't go on; the last good state is kept."""
+    """The run can't go on; the last good state is kept. What a `Trainer` raises says why, and what to do.
+
+    >>> try:                                                # around `for record in trainer`
+    ...     raise TrainingError("step 3 is refused, because the loss is nan")
+    ... except TrainingError as error:
+    ...     print(error)
+    step 3 is refused, because the loss is nan
+    """
 
 
 @contextmanager
-def writing(folder: Path | None):
+def writing(folder: Path | None) -> Iterator[None]:
     """A full disk, in words. The step that didn't fit is done again when the run resumes."""
     try:
         yield
@@ -26,7 +34,7 @@ def writing(folder: Path | None):
 
 
 @contextmanager
-def sampling():
+def sampling() -> Iterator[None]:
     """An engine that can't answer, in words. The step that it broke off is done again."""
     try:
         yield
@@ -36,7 +44,7 @@ def sampling():
 
 
 @contextmanager
-def timed(seconds: dict[str, float], phase: str):
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     """Adds what a phase takes to its seconds."""
     start = time.perf_counter()
     yield
@@ -44,13 +52,13 @@ def timed(seconds: dict[str, float], phase: str):
 
 
 @contextmanager
-def interrupt_asks(asked: threading.Event):
+def interrupt_asks(asked: threading.Event) -> Iterator[None]:
     """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ask(*_):
+    def ask(*_: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()

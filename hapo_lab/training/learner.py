@@ -68,12 +68,13 @@ class Learner:
         Where float16 overflows in a gradient, `GradScaler` skips that optimizer step and halves the scale. The epoch is then
         done again on the same batch, because its rollouts cost far more than its gradients.
         """
-        first, skipped, epochs = None, 0, 0
-        while epochs < self.config.inner_epochs:
+        first: tuple[torch.Tensor, torch.Tensor] | None = None
+        skipped = epochs = 0
+        while not first or epochs < self.config.inner_epochs:
             logp, entropy, share = self._backward(batch, packs, first and first[0])
             first = first or (logp, entropy)  # the first pass over the batch is the old policy's
-            loss, clip_fraction = self._loss(batch, logp, entropy, first[0], torch.arange(len(logp)))
-            loss = loss.item()
+            objective, clip_fraction = self._loss(batch, logp, entropy, first[0], torch.arange(len(logp)))
+            loss = objective.item()
             grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
             overflow = self.scaler.get_scale() > 1 and math.isfinite(loss) and not self._gradient().isfinite().all()
             if not overflow:
@@ -86,7 +87,8 @@ class Learner:
         return *first, {"loss": loss, "grad_norm": grad_norm, "teacher_share": share, "clip_fraction": clip_fraction,
                         "skipped": skipped}
 
-    def _backward(self, batch: Batch, packs: list[list[int]], old_logp: torch.Tensor | None):
+    def _backward(self, batch: Batch, packs: list[list[int]],
+                  old_logp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""
         self.optimizer.zero_grad()
         logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hapo_lab.engines.protocol import Engine, Sampling
 from hapo_lab.engines.vllm_engine import engine_for
-from hapo_lab.gates import Gate, warn_of_size
+from hapo_lab.gates import Gate, warn_of_size, with_numbers
 from hapo_lab.methods import Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
@@ -26,7 +26,7 @@ from hapo_lab.runs import checkpoint
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.manifest import describe, differences, policy_of, refuse_what_no_one_can_rebuild
 from hapo_lab.runs.record import StepRecord, changed_entries
-from hapo_lab.ssi import Group, Rollout
+from hapo_lab.ssi import Group, Rollout, known
 from hapo_lab.tasks.jsonl import task_of_run
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
@@ -61,6 +61,13 @@ class Trainer:
     ValueError
         The folder holds a run, or another one than is to be resumed; a prompt is too long; run.json could not give the method
         back as it is (a gate or shaping from a notebook), so that no resume would be right.
+
+    Examples
+    --------
+    >>> config = Config(steps=2, prompts=1, eval_every=0)
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config)
+    >>> [(record.step, record.trials) for record in trainer]
+    [(1, (8,)), (2, (8,))]
     """
 
     def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
@@ -84,7 +91,7 @@ class Trainer:
         self._compared = False  # the engine with the policy, in this process
         self._begun = 0  # the step that has asked for the gate and is not finished, or 0
         self.learner = Learner(policy, method, config, self.sampling)
-        if folder and resume and (self.log.folder / "run.json").exists():
+        if folder and resume and self.log.path("run.json").exists():
             self._resume()
         elif folder:
             with writing(self.log.folder):
@@ -117,7 +124,7 @@ class Trainer:
         given = method_described(self.method)["gate"]
         changed = {name: parts.rebuilt(value, PARTS) for name, value in self.log.gate(self._next).items()
                    if value != given.get(name)}  # its kind is what it was: another one is another run
-        return replace(self.method.gate, **changed) if changed else self.method.gate
+        return with_numbers(self.method.gate, **changed) if changed else self.method.gate
 
     def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:
         """Give the gate other numbers, from the next step on; a step that is under way keeps its gate. From any thread.
@@ -126,14 +133,14 @@ class Trainer:
         same step, when it resumes. Returns the changed gate; ValueError, and nothing changed, if a number has no meaning
         or the method's gate has none of that name.
         """
-        numbers = {"alpha": alpha, "beta": beta, "threshold": threshold}
-        numbers = {name: _number(name, value) for name, value in numbers.items() if value is not None}
+        asked = {"alpha": alpha, "beta": beta, "threshold": threshold}
+        numbers = {name: _number(name, value) for name, value in asked.items() if value is not None}
         with self.log.lock:
             before = self.gate
-            known = {field.name for field in fields(before)} if is_dataclass(before) else set()
-            if unknown := numbers.keys() - known:
+            given = {field.name for field in fields(before)} if is_dataclass(before) else set[str]()
+            if unknown := numbers.keys() - given:
                 raise ValueError(f"the gate of {self.method.name} has no {' and no '.join(sorted(unknown))} to change.")
-            gate = replace(before, **numbers)
+            gate = with_numbers(before, **numbers)
             if gate != before:
                 self._warn(gate)
                 described = method_described(replace(self.method, gate=gate))["gate"]
@@ -151,8 +158,8 @@ class Trainer:
 
     def save_adapter(self) -> Path:
         """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
-        self.policy.model.save_pretrained(self.log.folder / "adapter")
-        return self.log.folder / "adapter"
+        self.policy.model.save_pretrained(str(self.log.path("adapter")))
+        return self.log.path("adapter")
 
     # one step ------------------------------------------------------------------------------------------------------
 
@@ -197,7 +204,8 @@ class Trainer:
         if evaluates:
             with timed(seconds, "evaluate"):
                 self.engine.sync()
-                heldout = evaluate(self.policy, self.engine, self.task, samples=self.config.eval_samples, sampling=self.sampling,
+                heldout = evaluate(self.policy, self.engine, self.task,
+                                   samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
         record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
                               without_demonstration=demonstrations.count(None),
@@ -240,7 +248,8 @@ class Trainer:
             raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
 
-    def _record(self, step, sampled, groups, rate, update, kl, heldout, seconds, **rest) -> StepRecord:
+    def _record(self, step: int, sampled: list[Group], groups: list[Group], rate: float, update: dict, kl: float | None,
+                heldout: float | None, seconds: dict[str, float], **rest: Any) -> StepRecord:
         students = [r for g in sampled for r in g.rollouts]
         mean = lambda values: sum(values) / len(students)  # noqa: E731
         return StepRecord(
@@ -248,9 +257,9 @@ class Trainer:
             reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
             cut=mean([not r.finished for r in students]),
             successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
-            posterior=tuple((g.posterior.alpha.item(), g.posterior.beta.item()) for g in groups),
-            decisions=tuple(g.decision for g in groups), replaced=tuple(g.replaced for g in groups),
-            advantages=tuple(tuple(g.advantages.tolist()) for g in groups),
+            posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
+            decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
+            advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups),
             teacher_samples=sum(int(g.teacher_mask.sum()) for g in groups),
             dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups),
             kl=kl, heldout=heldout, learning_rate=rate, tokens_sampled=sum(len(r.ids) for r in students),
@@ -260,11 +269,11 @@ class Trainer:
 
     def demonstration(self, problem: Problem) -> Rollout | None:
         """The problem's demonstration as a rollout. None if there is none, or if it is longer than the limit."""
-        ids = demonstration_ids(self.policy, problem, self.sampling.max_new_tokens)
-        if ids is None:
+        text, ids = problem.demonstration, demonstration_ids(self.policy, problem, self.sampling.max_new_tokens)
+        if text is None or ids is None:
             return None
-        verdict = self.task.verify(problem, problem.demonstration)
-        return Rollout(ids, problem.demonstration, float(verdict.correct), verdict.reason, teacher=True)
+        verdict = self.task.verify(problem, text)
+        return Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True)
 
     def _check_prompts(self) -> None:
         new = self.sampling.max_new_tokens
@@ -288,12 +297,12 @@ class Trainer:
         """Two threads would spoil a policy, or a folder, that they share."""
         for other, run in list(in_background.items()):
             folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
-            shared = other.policy.model is self.policy.model or folders[0] and folders[0] == folders[1]
+            shared = other.policy.model is self.policy.model or (folders[0] and folders[0] == folders[1])
             if shared and run.thread is not threading.current_thread():
                 run.end()
 
     def _resume(self) -> None:
-        log, here = RunLog.load(self.log.folder), self.log.manifest
+        log, here = RunLog.load(self.log.path()), self.log.manifest
         if different := differences(log.manifest, here):
             raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
         asked, planned = self.config.steps, log.manifest["config"]["steps"]
@@ -303,7 +312,7 @@ class Trainer:
         self._restore()
         if asked > log.planned:
             log.event("extended", steps=asked)
-            (log.folder / "evaluation.json").unlink(missing_ok=True)  # it was of the adapter that is trained on now
+            log.path("evaluation.json").unlink(missing_ok=True)  # it was of the adapter that is trained on now
         if len(log.steps) < log.planned:
             gate, engine = here["method"]["gate"], here["versions"]["engine"]
             log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
@@ -345,13 +354,21 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
     not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
     folder holds no run, or one that is to take as many steps anyway.
+
+    >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
+    >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))
+    >>> next(begun).step
+    1
+    >>> [record.step for record in resume("run")]
+    [2]
     """
     log = RunLog.load(folder)
     if steps is not None and steps <= log.planned:
         raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
     manifest = log.manifest | {"method": log.manifest["method"] | {"gate": log.given_gate()}}
     policy, task, method, config = rebuild(manifest)
-    return Trainer(policy, task, method, replace(config, steps=steps or config.steps), folder=folder, resume=True, engine=engine)
+    config = replace(config, steps=steps or config.steps)
+    return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
 
 
 def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
