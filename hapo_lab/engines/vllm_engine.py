@@ -42,6 +42,7 @@ from hapo_lab.reproducibility.kit import CHECKOUT
 
 ENGINES = ("auto", "transformers", "vllm")
 TO_INSTALL = "make vllm" if CHECKOUT else "install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path"
+"""What to do where vLLM is wanted and missing."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
 TOKEN_SAVES, SYNC_COSTS, START_COSTS = 2.0e-12, 3.7e-9, 20.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import subprocess
 import sys
@@ -29,9 +28,6 @@ from hapo_lab.policy import agreement, chat, decoder
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA, RESTORE
-
-# On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
