@@ -87,7 +87,7 @@ def test_a_wheel_that_is_broken_is_an_error_of_pip(tmp_path):
     (tmp_path / "cell.py").write_text(FIRST)
     (tmp_path / "hapo_lab-0.0-py3-none-any.whl").write_text("half of it")
     done = make_elsewhere(tmp_path).run("cell.py", cwd=tmp_path)
-    assert done.returncode == 1 and "ERROR: Wheel 'hapo_lab' located at" in done.stderr and "is invalid" in done.stderr
+    assert done.returncode == 1 and "ERROR: Wheel" in done.stderr and "is invalid" in done.stderr
 
 
 # what is missing -----------------------------------------------------------------------------------------------------
