@@ -1,7 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
+DIST ?= dist
 
-.PHONY: demo check test lab notebooks colab setup vllm trl clean
+.PHONY: demo check test lab notebooks wheel colab setup vllm trl clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -20,8 +21,13 @@ lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 notebooks: setup  ## execute every notebook in its place, as they are committed
 	@$(BIN)/python notebooks/execute.py
 
-colab:  ## the file that the notebooks need on Colab; it is made without any set-up
-	@$(PYTHON) notebooks/archive.py
+wheel:  ## the kit in one file for pip: the package, tiny, the shipped runs and the lessons; made without any set-up
+	@rm -f $(DIST)/hapo_lab-*.whl
+	@$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	@du -h $(DIST)/hapo_lab-*.whl
+
+colab: wheel  ## what the notebooks need on Colab: that file
+	@echo "On Colab, upload it with the Files panel, and run a notebook's first cell."
 
 setup: .venv/done
 

@@ -4,7 +4,12 @@ Every name below is imported when it is first asked for, so the gate alone costs
 each lives. The examples in their docstrings suppose `import torch` and `from hapo_lab import *`.
 """
 
+import logging
+
 import lazy_loader
+
+# On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -112,6 +112,17 @@ def whole(tiny, sums, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """What `make colab` writes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    made = subprocess.run(["make", "--silent", "colab", f"PYTHON={sys.executable}", f"DIST={folder}"],
+                          cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
+    assert made.returncode == 0 and "On Colab, upload it" in made.stdout, made.stdout + made.stderr
+    made, = folder.iterdir()
+    return made
+
+
 @dataclass(frozen=True)
 class MainJob:
     done: subprocess.CompletedProcess

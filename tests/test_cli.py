@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from hapo_lab.commands.cli import main, summary
+from hapo_lab.reproducibility.kit import LESSONS
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import question
@@ -82,6 +83,33 @@ def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys)
     assert resumed.events == [{"after_step": 1, "kind": "resumed"}]
     assert resumed.name == "HAPO, running" and resumed.manifest["method"]["gate"] == {
         "kind": "RunningGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.5, "discount": 1.0}
+
+
+def test_the_lessons_are_written_and_what_was_changed_is_not_overwritten(tmp_path, capsys):
+    folder = tmp_path / "new" / "my lessons"
+    main(["lessons", str(folder)])
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert first == {path.name: path.read_bytes() for path in LESSONS.glob("*.ipynb")} and len(first) >= 9
+    assert capsys.readouterr().out == f"{folder} holds the {len(first)} notebooks; next: jupyter lab '{folder}'\n"
+
+    (folder / "03_beta_gate.ipynb").unlink()
+    main(["lessons", str(folder)])  # what is missing comes back
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+    (folder / "03_beta_gate.ipynb").unlink()
+    for name in ("00_start_here.ipynb", "01_advantage_collapse.ipynb"):
+        (folder / name).write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["lessons", str(folder)])
+    assert str(stopped.value) == (f"hapo_lab: {folder} holds another 00_start_here.ipynb, 01_advantage_collapse.ipynb already: "
+                                  "rename it, or choose another folder.")
+    assert (folder / "00_start_here.ipynb").read_text() == "mine" and not (folder / "03_beta_gate.ipynb").exists()
+
+
+def test_lessons_that_can_not_be_written_get_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file can't be written .*: choose another folder.$"):
+        main(["lessons", str(tmp_path / "file")])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "resume"])

@@ -227,7 +227,7 @@ def test_a_run_logs_the_gap_and_a_killed_engine_costs_a_sentence(fresh, sums, tm
 def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_path):
     cell = f"""
         from dataclasses import replace
-        from hapo_lab import vllm_engine
+        from hapo_lab.engines import vllm_engine
         from hapo_lab.methods import HAPO
         from hapo_lab.policy.models import load_policy
         from hapo_lab.tasks.builtin import load_task
@@ -353,7 +353,7 @@ def test_without_vllm_transformers_samples_and_wanting_it_is_refused(fresh, sums
     installed.cache_clear()
     try:
         assert installed() is None and isinstance(engine_for("auto", fresh, 1000, 10**6), TransformersEngine)
-        with pytest.raises(ValueError, match="vLLM is not installed: `make vllm` does it; or take engine='transformers'"):
+        with pytest.raises(ValueError, match="vLLM is not installed: make vllm; or take engine='transformers'"):
             Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run", engine="vllm")
     finally:
         monkeypatch.undo()

