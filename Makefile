@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks colab setup vllm trl clean
+.PHONY: demo test lab notebooks colab setup vllm trl docs clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -45,5 +45,17 @@ trl: .venv-trl/done  ## TRL, for benchmarks/against_trl.py, in a Python of its o
 	.venv-trl/bin/python -m pip install --quiet -r requirements.txt trl==1.16.0 datasets==5.2.0
 	@touch $@
 
+docs: .venv-docs/done  ## the site: README, lessons with their pictures, the reference; in site/, to be read without a server
+	@rm -rf build/site
+	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -j 2 -c docs -d build/pages . build/site
+	@rm -rf site && mv build/site site
+	@echo "$(CURDIR)/site/index.html ($$(du -sh site | cut -f1)): open it in a browser"
+
+# The site's tools would weigh on everybody's set-up.
+.venv-docs/done: requirements-docs.txt requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.txt
+	@touch $@
+
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm .venv-trl dist notebooks/runs
+	rm -rf .venv .venv-vllm .venv-trl .venv-docs build dist site docs/reference notebooks/runs
