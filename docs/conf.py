@@ -16,11 +16,13 @@ exclude_patterns = [".*", "build", "data", "dist", "hapo_lab", "site", "tests", 
 # Markdown and lessons, as they are committed
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_code_prompt_show = "Finds hapo_lab"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 # The reference, from the docstrings
 default_role = "code"
+highlight_language = "none"
 autosummary_generate = False
 autodoc_default_options = {"members": True, "member-order": "bysource",
                            "exclude-members": "set"}  # which matplotlib gives to every kind of Figure

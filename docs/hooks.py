@@ -126,7 +126,8 @@ def title(text: str, line: str) -> str:
 
 def as_written(app: Sphinx, what: str, name: str, found: object, options, lines: list[str]) -> None:
     """A docstring in reStructuredText: its numpy sections, and what that would misread: indented blocks, |x|, `name`s."""
-    text = re.sub(r"^( *)(\S.*)\n\n(?=\1 {4})", r"\1\2\n\n\1::\n\n", "\n".join(lines), flags=re.MULTILINE)
+    text = found.__doc__ or "" if what == "module" else "\n".join(lines)  # Sphinx moves a module's last block to the margin
+    text = re.sub(r"^( *)(\S.*)\n\n(?=\1 {4})", r"\1\2\n\n\1::\n\n", text, flags=re.MULTILINE)
     text = re.sub(r"`[^`]*`|\|", lambda part: r"\|" if part[0] == "|" else part[0], text)
     text = re.sub(r"(`[^`\n]+`)(?=\w)", r"\1\\ ", text)
     if what not in ("attribute", "data", "property"):  # where it takes all before a colon for a type
