@@ -2,8 +2,8 @@
 
     python benchmarks/purity_runs.py [FOLDER]
 
-Prints the table of docs/purity.md; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
-after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
+Prints the table of docs/purity.md; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C
+ends it after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
 """
 
 from __future__ import annotations

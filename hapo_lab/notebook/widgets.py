@@ -32,7 +32,8 @@ class Explorable:
     ----------
     draw : parameters -> (figure, numbers)
     controls : dict
-        A widget, or a list of widgets, for each parameter of `draw`.
+        A widget, or a list of widgets, for each parameter of `draw`. The first slider is the one that a page without a kernel
+        can move (`docs/hooks.py`).
     line : parameters -> HTML, optional
         What answers at once, above the picture; it takes the parameters too.
     buttons : dict
@@ -68,6 +69,12 @@ class Explorable:
         """What the controls say now."""
         return {name: tuple(w.value for w in control) if isinstance(control, list) else control.value
                 for name, control in self.controls.items()}
+
+    @property
+    def frame(self) -> tuple[str, bytes, str]:
+        """What stands there now: the line as HTML, the picture as a PNG, the picture's headline."""
+        line, picture = (self._frames[part][1] for part in ("line", "picture"))
+        return line["text/html"], base64.b64decode(picture["image/png"]), picture["text/plain"]
 
     def refresh(self) -> None:
         """Draw the present settings. Nothing that goes wrong leaves here but as one sentence."""
@@ -150,8 +157,8 @@ def injection(successes: int = 0, step: int = 1) -> Explorable:
 
 def prior_pull(successes: int = 6) -> Explorable:
     """The prior's tug-of-war with the group."""
-    return Explorable(explorables.prior_pull, {**gate_sliders(), "successes": _whole("S, right", successes, 0, 16),
-                                           "trials": _whole("N, rollouts", 8, 2, 16)}, _ladder,
+    return Explorable(explorables.prior_pull, {"successes": _whole("S, right", successes, 0, 16),
+                                           "trials": _whole("N, rollouts", 8, 2, 16), **gate_sliders()}, _ladder,
                       rows=[_GATE, ("successes", "trials")])
 
 
@@ -187,7 +194,7 @@ def clip_and_shape() -> Explorable:
 def purity_meter(kind: str = "beta") -> Explorable:
     """How often the teacher comes, and what that does to the update."""
     return Explorable(purity.meter, {
-        "success_rate": _slider("success rate", 0.9, 0.01, 0.999, 0.001), "trials": _whole("N, rollouts", 8, 2, 64),
+        "trials": _whole("N, rollouts", 8, 2, 64), "success_rate": _slider("success rate", 0.9, 0.01, 0.999, 0.001),
         "kind": ipw.Dropdown(description="gate", options=list(GATES), value=kind, style=_LABEL, layout=_WIDTH),
         "visit": _whole("visit, step", 1, 1, 100), **gate_sliders()},
         purity.meter_line, rows=[("success_rate", "trials"), ("kind", "visit"), _GATE])
