@@ -28,6 +28,7 @@ RUN = "hapo-0"
 
 
 def setup(app: Sphinx) -> dict:
+    """What Sphinx asks an extension for."""
     app.add_html_math_renderer("mathml", (formula("inline"), None), (formula("block"), None))
     app.connect("config-inited", write_reference)
     app.connect("autodoc-process-docstring", as_written)
@@ -121,6 +122,7 @@ def room_page(name: str) -> str:
 
 
 def title(text: str, line: str) -> str:
+    """A heading in reStructuredText; `line` is the sign that underlines its level."""
     return f"{text}\n{line * len(text)}\n\n"
 
 
