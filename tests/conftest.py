@@ -1,5 +1,6 @@
 """What several test files build: rollouts, groups, demonstrations, runs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, for what a worker starts
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from hapo_lab.methods import judge, teach
@@ -131,8 +133,14 @@ class MainJob:
 
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory):
-    """`make demo`, whole."""
-    runs = tmp_path_factory.mktemp("main_job")
-    done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=Path(__file__).resolve().parent.parent,
-                          capture_output=True, text=True, env=os.environ | {"HAPO_LAB_RUNS": str(runs)})
-    return MainJob(done, runs / "05_train_live")
+    """`make demo`, whole; once, whichever of pytest's processes asks first."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "main_job"
+    runs.mkdir(exist_ok=True)
+    said = runs / "done.json"
+    with FileLock(runs / "lock"):
+        if not said.exists():
+            done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=Path(__file__).resolve().parent.parent,
+                                  capture_output=True, text=True, env=os.environ | {"HAPO_LAB_RUNS": str(runs)})
+            said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return MainJob(subprocess.CompletedProcess([], *json.loads(said.read_text())), runs / "05_train_live")

@@ -16,6 +16,7 @@ from hapo_lab.training.config import TINY
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
 
 
+@pytest.mark.soak
 def test_train_evaluate_report(tmp_path, capsys):
     for name, method in (("a", "hapo"), ("b", "sft")):
         main(["train", str(tmp_path / name), "--method", method, *SMALL])

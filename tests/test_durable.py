@@ -86,6 +86,7 @@ def born(*arguments) -> multiprocessing.Process:
     return process
 
 
+@pytest.mark.soak
 def test_ten_kills_change_nothing(tmp_path):
     """SIGKILL in the rollout, in the backward pass, after the optimizer, at each stage of saving, and at any time."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -115,6 +115,7 @@ get_ipython().ast_transformers.append(NoAsserts())
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["04_clip_and_shape", "08_your_own_task"])
 def test_a_lesson_runs_on_it(device, name):
     """In small, and without what it asserts: its figures are learned in test_notebooks.py."""

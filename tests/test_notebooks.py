@@ -40,6 +40,7 @@ def checked_in(path) -> list[str]:
     return [name for source in code_of(path) for name in re.findall(r"exercises\.(\w+)\(", source)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)
 def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -81,6 +82,7 @@ def test_what_every_lesson_holds(path):
 OWN_TASK = ROOT / "notebooks" / "08_your_own_task.ipynb"
 
 
+@pytest.mark.soak
 def test_your_own_task_runs_from_top_to_bottom(monkeypatch, tmp_path):
     """It asserts what it expects."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -107,6 +109,7 @@ def test_the_training_cell_is_at_most_ten_lines():
     assert len(training.splitlines()) <= 10
 
 
+@pytest.mark.soak
 def test_the_main_job(main_job):
     """Its notebook asserts what it expects."""
     done, run = main_job.done, main_job.run

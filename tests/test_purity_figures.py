@@ -1,6 +1,5 @@
 """Lesson 07's pictures: their numbers, the meter's lamps, and wrong input."""
 
-import time
 
 import numpy as np
 import pytest
@@ -48,19 +47,6 @@ def test_the_lamps_of_a_gate_that_is_not_sure_are_filled_as_far_as_it_injects():
     assert ">erases</td>" in figures.meter_line(trials=6, kind="always") and ">erases</td>" in figures.meter_line(trials=6)
     early, late = (figures.meter_line(0.95, 8, "running", visit=v) for v in (1, 50))
     assert early.count(">inject</td>") == 7 and late.count(">leave</td>") > 3  # S = 6 can't outweigh 49 good visits
-
-
-def test_the_meter_answers_in_well_under_a_second():
-    for kind in GATES:
-        figures.meter(0.8, 64, kind, visit=7)
-        best = min(_seconds(lambda kind=kind: to_png(figures.meter(0.9, 64, kind, visit=7)[0])) for _ in range(3))
-        assert best < 0.9, kind
-
-
-def _seconds(work) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 @pytest.mark.parametrize("settings, sentence", [

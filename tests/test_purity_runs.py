@@ -64,6 +64,7 @@ def test_a_run_is_put_in_short_written_and_read(fresh, sums, tmp_path):
     assert (tmp_path / "runs.jsonl.gz").read_bytes() == (tmp_path / "again.jsonl.gz").read_bytes()
 
 
+@pytest.mark.soak
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     spec = spec_from_file_location("purity_runs_benchmark", ROOT / "benchmarks" / "purity_runs.py")
     script = module_from_spec(spec)

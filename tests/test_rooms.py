@@ -1,6 +1,7 @@
 """The rooms: imports go down the list in ARCHITECTURE.md, and nowhere in a circle."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def room(module: str) -> str:
     return "method" if first in METHOD else first
 
 
+@cache
 def own_imports() -> dict[str, set[str]]:
     known = modules()
     return {name: {found for full in imported(tree) if full.startswith("hapo_lab.")

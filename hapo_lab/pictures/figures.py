@@ -350,7 +350,8 @@ def _changes(ax: Axes, log: RunLog, named: bool) -> None:
 
 def _rungs(log: RunLog, trials: int) -> list[str]:
     """The gate's ladder; of a gate that draws, remembers, or is not this kit's, what it did so far."""
-    if (described := log.gate())["kind"] in PARTS and not log.gate_state(len(log.steps)):
+    described = log.gate()
+    if isinstance(described, dict) and described["kind"] in PARTS and not log.gate_state(len(log.steps)):
         rungs = ladder(parts.rebuilt(described, PARTS), trials)
         if not any(rung.endswith("%") for rung in rungs):
             return rungs
