@@ -27,14 +27,13 @@ from dataclasses import replace
 import torch
 from hapo_lab import HAPO, TINY, Config, Trainer, load_policy, load_task
 model, choice, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-threads = torch.get_num_threads()
 policy = load_policy(model)
 if choice == "torch":
-    torch.set_num_threads(threads)
+    policy = replace(policy, threads=torch.get_num_threads())
 task, config = ("sums", TINY) if model == "tiny" else ("json_record", Config())
 trainer = Trainer(policy, load_task(task), HAPO, replace(config, steps=steps, eval_every=0), engine="transformers")
 seconds = [record.training_seconds for record in trainer]
-print(json.dumps({"seconds": statistics.median(seconds[1:]), "threads": torch.get_num_threads()}))
+print(json.dumps({"seconds": statistics.median(seconds[1:]), "threads": policy.threads}))
 """
 
 

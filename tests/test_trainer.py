@@ -190,3 +190,18 @@ def test_an_evaluation_has_an_interval_over_problems_and_counts_failed_groups(po
     found = evaluate(policy, TransformersEngine(policy), task, samples=2)
     assert (found.success, found.dead) == (0, 1) and found.interval() == (0, pytest.approx(0.8419, abs=1e-4))
     assert "0.0% [0.0%, 84.2%] over 2 problems x 2" in str(found)
+
+
+def test_a_small_model_computes_on_one_thread_and_a_resumed_run_on_as_many_as_it_began_with(fresh, sums, tmp_path):
+    """The count is part of what a run can be repeated by: sums of other lengths round otherwise."""
+    seen, before = [], torch.get_num_threads()
+    trainer = Trainer(fresh, sums, HAPO, replace(SMALL, steps=2), folder=tmp_path)
+    trainer.engine.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    next(iter(trainer))
+    assert fresh.threads == 1 and set(seen) == {1} and trainer.log.manifest["versions"]["threads"] == 1
+    manifest = tmp_path / "run.json"
+    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 2'))
+    again, seen[:] = Trainer(fresh, sums, HAPO, replace(SMALL, steps=2), folder=tmp_path, resume=True), []
+    again.engine.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    list(again)
+    assert set(seen) == {2} and torch.get_num_threads() == before

@@ -28,6 +28,7 @@ from transformers import (
 
 from hapo_lab.policy import agreement, chat, decoder
 from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.threads import worth_threads
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA, RESTORE
 
@@ -176,7 +177,8 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     decoder.drop_dropout(model)
     agreement.verify(model, name)
     _give_memory_back()
-    return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None)
+    return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None,
+                  worth_threads(known))
 
 
 def _give_memory_back() -> None:

@@ -34,6 +34,8 @@ class Policy:
     """Its tokenizer came without a chat template, and got `chat.PLAIN`."""
     seed: int | None = None
     """Of a new adapter's matrices; None: the adapter was loaded."""
+    threads: int = 1
+    """Of the processor, in training and evaluation: figures depend on their number in the last digits."""
 
     @property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ def describe(policy: Policy, task: Task, method: Method, config: dict, engine: s
             "source": task.source, "problems": task.identity, "heldout": sorted(p.key for p in task.heldout),
             "method": method_described(method), "config": config,
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
-                         "threads": torch.get_num_threads(), "engine": engine, "device": policy.device.type,
+                         "threads": policy.threads, "engine": engine, "device": policy.device.type,
                          "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}}
 
 

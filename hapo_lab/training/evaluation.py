@@ -10,6 +10,7 @@ from scipy import stats
 from hapo_lab.engines.protocol import Completion, Engine, Sampling
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.ssi import Rollout
 from hapo_lab.tasks.problem import Problem, Task
@@ -90,7 +91,8 @@ def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem
     rollouts, batch = [], max(TOGETHER // samples, 1)
     for start in range(0, len(problems), batch):
         some = problems[start:start + batch]
-        completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling,
-                                      derive(seed, "evaluation", start))
+        with computing_with(policy.threads):
+            completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling,
+                                          derive(seed, "evaluation", start))
         rollouts += [tuple(grade(task, p, c) for c in group) for p, group in zip(some, completions, strict=True)]
     return Evaluation(tuple(problems), tuple(rollouts))

@@ -19,6 +19,7 @@ from hapo_lab.methods import Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
 from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility import parts
 from hapo_lab.reproducibility.catalogue import PARTS, method_described, method_from
 from hapo_lab.reproducibility.seeds import derive, gate_uniforms
@@ -75,6 +76,8 @@ class Trainer:
         config = config or Config()
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
+        self.threads = policy.threads
+        """Of the processor. A run that is resumed goes on with as many as it began with: so it goes on bit for bit."""
         folder = Path(folder) if folder else None
         tokens = config.prompts * config.group_size * task.max_new_tokens
         log = folder / "vllm.log" if folder else None
@@ -168,7 +171,7 @@ class Trainer:
         with self.log.lock:
             method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
         try:
-            with sampling():
+            with sampling(), computing_with(self.threads):
                 record, groups, gate_state = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
             with writing(self.log.folder):
@@ -309,6 +312,7 @@ class Trainer:
         if asked < planned:
             raise ValueError(f"{log.folder} holds a run of {planned} steps; it can be extended, not cut to {asked}.")
         self.log, self.config = log, replace(self.config, steps=planned)
+        self.threads = log.manifest["versions"].get("threads", self.threads)
         self._restore()
         if asked > log.planned:
             log.event("extended", steps=asked)
