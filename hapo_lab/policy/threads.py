@@ -1,8 +1,8 @@
 """How many of the processor's threads a policy computes with.
 
-Threads that share a product of matrices wait for each other at its end. Beside another busy process one of them may have to wait
-for its turn on the processor, and all others with it; a model of small matrices spends most of a step so. On one thread it is
-as fast where the machine is quiet, and a neighbour costs it nothing (`benchmarks/neighbour.py`).
+Threads that share a product of matrices wait for each other at its end. Beside another busy process one of them may have to
+wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step so: on one thread a
+neighbour costs it hardly anything (`benchmarks/neighbour.py`).
 """
 
 from __future__ import annotations
