@@ -81,8 +81,8 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
         if len(after) > MOST_STATES:
             raise ValueError(f"purity: {gate} remembers so much that {visit} visits have more than {MOST_STATES:,} histories: "
                              "ask for an earlier visit, or smaller groups.")
-        if [state for state, _ in after.values()] == [state for state, _ in states]:
-            break  # it remembers nothing more
+        if len(states) == len(after) == 1 and states[0][0] in [state for state, _ in after.values()]:
+            break  # it remembers nothing
         states = list(after.values())
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
