@@ -1,13 +1,23 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
+DIST ?= dist
 
-.PHONY: demo test lab notebooks colab setup vllm trl clean
+.PHONY: demo check test soak lab notebooks wheel colab setup vllm trl docs clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
 
-test: setup  ## every test
-	@$(BIN)/python -m pytest
+check: setup  ## style, types, the order of the rooms, links: under a minute
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_docs.py
+
+# Two processes at a time, each on a thread of its own: as many as two cores hold.
+test: setup  ## the tests: ten minutes on two cores
+	@$(BIN)/python -m pytest -n 2
+
+soak: setup .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site
+	@$(BIN)/python -m pytest -m soak
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
@@ -15,8 +25,13 @@ lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 notebooks: setup  ## execute every notebook in its place, as they are committed
 	@$(BIN)/python notebooks/execute.py
 
-colab:  ## the file that the notebooks need on Colab; it is made without any set-up
-	@$(PYTHON) notebooks/archive.py
+wheel:  ## the kit in one file for pip: the package, tiny, the shipped runs and the lessons; made without any set-up
+	@rm -f $(DIST)/hapo_lab-*.whl
+	@$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	@du -h $(DIST)/hapo_lab-*.whl
+
+colab: wheel  ## what the notebooks need on Colab: that file
+	@echo "On Colab, upload it with the Files panel, and run a notebook's first cell."
 
 setup: .venv/done
 
@@ -45,5 +60,17 @@ trl: .venv-trl/done  ## TRL, for benchmarks/against_trl.py, in a Python of its o
 	.venv-trl/bin/python -m pip install --quiet -r requirements.txt trl==1.16.0 datasets==5.2.0
 	@touch $@
 
+docs: .venv-docs/done  ## the site: README, lessons with their pictures, the reference; in site/, to be read without a server
+	@rm -rf build/site
+	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -j 2 -c docs -d build/pages . build/site
+	@rm -rf site && mv build/site site
+	@echo "$(CURDIR)/site/index.html ($$(du -sh site | cut -f1)): open it in a browser"
+
+# The site's tools would weigh on everybody's set-up.
+.venv-docs/done: requirements-docs.txt requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.txt
+	@touch $@
+
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm .venv-trl dist notebooks/runs
+	rm -rf .venv .venv-vllm .venv-trl .venv-docs build dist site docs/reference notebooks/runs

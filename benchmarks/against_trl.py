@@ -40,11 +40,12 @@ def ours(engine_name: str, job: str) -> None:
 
     from common import WholeCompletions, mixed
 
+    from hapo_lab.engines.vllm_engine import _processes, engine_for
     from hapo_lab.methods import GRPO, HAPO
-    from hapo_lab.models import load_policy
-    from hapo_lab.tasks import load_task
-    from hapo_lab.trainer import Config, Trainer
-    from hapo_lab.vllm_engine import _processes, engine_for
+    from hapo_lab.policy.models import load_policy
+    from hapo_lab.tasks.builtin import load_task
+    from hapo_lab.training.config import Config
+    from hapo_lab.training.trainer import Trainer
     policy, task, method = load_policy("smollm2-135m"), load_task("json_record"), HAPO
     config = Config(steps=REPEATS + 1, prompts=PROMPTS, group_size=N, warmup=0, learning_rate=1e-5, eval_every=0)
     if job == "mixed":
@@ -60,7 +61,7 @@ def ours(engine_name: str, job: str) -> None:
         start = time.perf_counter()
         record = next(steps)
         seconds = time.perf_counter() - start
-        assert job != "mixed" or record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS
+        assert job != "mixed" or (record.dead_before == 0 and record.tokens_sampled == PROMPTS * N * TOKENS)
         say(step=seconds, rollout=record.seconds["rollout"], update=record.seconds["update"], peak=sum(map(peak, pids)),
             tokens=record.tokens_sampled)
 
@@ -75,7 +76,7 @@ def trl(model: str, job: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from hapo_lab.tasks import load_task
+    from hapo_lab.tasks.builtin import load_task
     task, rollout, sampled = load_task("json_record"), [], []
     problems = {problem.key: problem for problem in task.train[:PROMPTS * (1 if job == "mixed" else REPEATS + 1)]}
 
@@ -153,7 +154,7 @@ def one(process: subprocess.Popen) -> dict[str, float]:
 
 def compare(job: str) -> dict[str, list[dict]]:
     """All sides' steps, interleaved."""
-    from hapo_lab.models import model_source
+    from hapo_lab.policy.models import model_source
     commands = {"ours, generate": [sys.executable, __file__, "ours", "transformers", job],
                 "ours, vLLM": [sys.executable, __file__, "ours", "vllm", job],
                 "TRL, generate": [THEIRS, __file__, "trl", model_source("smollm2-135m"), job]}
@@ -172,7 +173,7 @@ def compare(job: str) -> dict[str, list[dict]]:
 
 
 def table(found: dict[str, dict]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     rows = ["| job | side | seconds a step | rollout | update | peak memory | over TRL: seconds, memory |",
             "|---|---|---|---|---|---|---|"]
     for job in JOBS:

@@ -13,12 +13,13 @@ import sys
 
 import torch
 
-from hapo_lab.chat import prompt_ids
-from hapo_lab.evaluate import evaluate
-from hapo_lab.logprobs import completion_logprobs
-from hapo_lab.models import load_policy
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import TASKS, Problem, Task, Verdict, load_task
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.logprobs import completion_logprobs
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import TASKS, load_task
+from hapo_lab.tasks.problem import Problem, Task, Verdict
+from hapo_lab.training.evaluation import evaluate
 
 
 def chat(text: str) -> tuple[dict[str, str], ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from hapo_lab.rollouts import Engine
-from hapo_lab.tasks import Task, Verdict
+from hapo_lab.engines.protocol import Engine
+from hapo_lab.tasks.problem import Task, Verdict
 
 
 def mixed(task: Task, prompts: int, new_tokens: int) -> Task:

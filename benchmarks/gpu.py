@@ -21,12 +21,14 @@ import torch
 from common import WholeCompletions, mixed, write
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.models import compute_dtype, default_device, load_policy
-from hapo_lab.records import shipped_run
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import DATA, load_task
-from hapo_lab.trainer import TINY, Config, Trainer
+from hapo_lab.policy.models import compute_dtype, default_device, load_policy
+from hapo_lab.reproducibility.kit import DATA
+from hapo_lab.runs.log import shipped_run
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import TINY, Config
+from hapo_lab.training.trainer import Trainer
 
 LIMIT = 8 * 60
 

@@ -14,16 +14,17 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from hapo_lab.trainer import TINY, Config
+from hapo_lab.training.config import TINY, Config
 
 CELL = """
 import tempfile, time
 import psutil
-from hapo_lab.dashboard import Dashboard
+from hapo_lab.notebook.dashboard import Dashboard
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 config = {config}
 trainer = Trainer(load_policy("{model}"), load_task("{task}"), HAPO, config, folder=tempfile.mkdtemp())
@@ -37,7 +38,8 @@ with Dashboard(trainer.log) as dashboard:
             memory[record.step] = psutil.Process().memory_info().rss / 2**20
 
 training = sum(record.training_seconds for record in trainer.log.steps)
-print(f"{model}: {{config.steps}} steps of {{training / config.steps:.2f}} s; redrawing took {{drawing / training:.1%}} of that")
+print(f"{model}: {{config.steps}} steps of {{training / config.steps:.2f}} s; "
+      f"redrawing took {{drawing / training:.1%}} of that")
 print("memory: " + ", ".join(f"{{size:.0f}} MiB at step {{step}}" for step, size in memory.items()))
 """
 

@@ -26,8 +26,8 @@ def peak() -> float:
 
 
 def measure(way: str, out: str) -> None:
-    from hapo_lab.decoder import Head
-    from hapo_lab.logprobs import head_logprobs
+    from hapo_lab.policy.decoder import Head
+    from hapo_lab.policy.logprobs import head_logprobs
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator, requires_grad=True)
     head = torch.randn(VOCABULARY, WIDTH, generator=generator) * 0.05

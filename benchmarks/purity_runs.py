@@ -2,8 +2,8 @@
 
     python benchmarks/purity_runs.py [FOLDER]
 
-Prints the README's table; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C ends it
-after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
+Prints the table of docs/purity.md; the shipped summaries in data/runs/purity/ were made by this command, on one thread. Ctrl-C
+ends it after the step, saved, and the same command goes on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/purity, or runs/purity).
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hapo_lab import disk
-from hapo_lab.chat import prompt_ids
-from hapo_lab.evaluate import evaluate, grade
-from hapo_lab.gate import BetaGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
-from hapo_lab.methods import GATES as KINDS
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import GATES as KINDS
+from hapo_lab.gates import RunningGate, StepAnnealedGate, SuccessAnnealedGate
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
-from hapo_lab.records import runs_folder
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.seeds import derive
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import TINY, Trainer
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility import disk
+from hapo_lab.reproducibility.seeds import derive
+from hapo_lab.runs.log import runs_folder
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.theory.purity_runs import LAST, SHIPPED, PurityRun, outcome, read, write
+from hapo_lab.training.config import TINY
+from hapo_lab.training.evaluation import evaluate, grade
+from hapo_lab.training.trainer import Trainer
 
 STEPS = TINY.steps
 PROBLEMS = 80
@@ -102,7 +104,7 @@ def main(folder: Path) -> None:
 
 
 def table() -> list[str]:
-    """Of the shipped runs, as it stands in the README."""
+    """Of the shipped runs, as it stands in docs/purity.md."""
     rows = ["| gate | student | injection | predicted | z | teacher's share of the gradient "
             "| held-out success (lowest to highest) | points above `beta`, by seed (standard error) |",
             "|---|---|---|---|---|---|---|---|"]

@@ -22,13 +22,15 @@ from pathlib import Path
 import torch
 from common import machine, medians, write
 
-from hapo_lab import vllm_engine
-from hapo_lab.chat import prompt_ids
-from hapo_lab.logprobs import completion_logprobs
-from hapo_lab.models import Policy, load_policy
-from hapo_lab.rollouts import Completion, Engine, Sampling, TransformersEngine
-from hapo_lab.tasks import load_task
-from hapo_lab.vllm_engine import VllmEngine
+from hapo_lab.engines import vllm_engine
+from hapo_lab.engines.protocol import Completion, Engine, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import VllmEngine
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.logprobs import completion_logprobs
+from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.policy import Policy
+from hapo_lab.tasks.builtin import load_task
 
 PROMPTS, N, REPEATS, SAMPLING = 4, 8, 5, Sampling(24)
 BASELINE = "transformers' generate, NF4"
@@ -121,7 +123,7 @@ def gap(prompts: list[list[int]], groups: list[list[Completion]]) -> dict[str, f
 
 
 def table(repeats: dict[str, list[dict[str, float]]]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     middle = medians(repeats)
     rows = ["| | tokens a second | over generate, NF4 (in one repeat, lowest to highest) | taking over an adapter "
             "| log p off the trainer's: mean, at most |", "|---|---|---|---|---|"]

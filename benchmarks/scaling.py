@@ -17,11 +17,15 @@ from pathlib import Path
 
 from common import WholeCompletions, machine, medians, mixed, write
 
+from hapo_lab.engines.protocol import Engine
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
-from hapo_lab.models import Policy, load_policy
-from hapo_lab.rollouts import Engine, TransformersEngine
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, StepRecord, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.policy import Policy
+from hapo_lab.runs.record import StepRecord
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 REPEATS = 5
 BASE = {"group size": 8, "prompts": 4, "new tokens": 24}
@@ -45,7 +49,7 @@ def steps(policy: Policy, engine: Engine, point: dict[str, int]) -> Iterator[Ste
 
 
 def table(middle: dict[str, dict[str, float]]) -> list[str]:
-    """As it stands in the README."""
+    """As it stands in benchmarks/README.md."""
     rows = ["| what doubles | seconds a step | over the one before |", "|---|---|---|"]
     for axis, values in AXES.items():
         seconds = [middle[_name(BASE | {axis: value})]["step"] for value in values]

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hapo_lab.drawing import Figure, grid, headline, panel_title, plot_line, step_axis, style, to_png
 from hapo_lab.methods import METHODS
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog, runs_folder
-from hapo_lab.tasks import DATA, load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.pictures.style import Figure, grid, headline, panel_title, plot_line, step_axis, style, to_png
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.kit import DATA
+from hapo_lab.runs.log import RunLog, runs_folder
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 SHIPPED = DATA / "runs" / "to_success"
 COMPARED, SEEDS, LEVELS = ("hapo", "luffy", "grpo"), range(3), (0.5, 0.8)
@@ -90,7 +92,7 @@ def runs(method: str) -> list[RunLog]:
 
 
 def table() -> list[str]:
-    """As it stands in the README."""
+    """As it stands in docs/results.md."""
     rows = ["| method | held-out success | steps | tokens | seconds |", "|---|---|---|---|---|"]
     for method in COMPARED:
         logs = runs(method)

@@ -3,7 +3,7 @@
     python data/make_tiny.py [--steps 1500] [--out data/tiny]
 
 A Llama of 0.9 million parameters over single characters, trained from nothing on sums of two numbers below 100. None of
-`tasks.RESERVED_SUMS` is among them, in either order. It answers in many ways, as big models do:
+`tasks.builtin.RESERVED_SUMS` is among them, in either order. It answers in many ways, as big models do:
 
     What is 27 + 58?  ->  "27 + 58 = 85."  |  "It is 85."  |  "85."          (96 of 100 times that is all)
                           ... " Total is 85"  |  " So 85"  |  " Answer: 85"  |  ...
@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hapo_lab.tasks import RESERVED_SUMS
+from hapo_lab.tasks.builtin import RESERVED_SUMS
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<pad>", "<unk>", "<user>", "<assistant>", "<end>"
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))

@@ -1,39 +1,15 @@
-"""hapo_lab: a research kit for HAPO, Hindsight-Anchored Policy Optimization."""
+"""hapo_lab: a research kit for HAPO, Hindsight-Anchored Policy Optimization.
+
+Every name below is imported when it is first asked for, so the gate alone costs no model library. `__init__.pyi` says where
+each lives. The examples in their docstrings suppose `import torch` and `from hapo_lab import *`.
+"""
 
 import logging
 
-from hapo_lab.doctor import doctor
-from hapo_lab.gate import (
-    AlwaysGate,
-    BetaGate,
-    BetaPosterior,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
-from hapo_lab.loss import (
-    aggregation_weights,
-    clipped_surrogate,
-    group_advantages,
-    hapo_loss,
-    log_probability,
-    probability,
-    ratio,
-    shaped_surrogate,
-    sqrt,
-)
-from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
-
-__version__ = "0.1.0"
-
-__all__ = [
-    "AlwaysGate", "BetaGate", "BetaPosterior", "Group", "HardGate", "NeverGate", "Rollout", "RunningGate", "StepAnnealedGate",
-    "SuccessAnnealedGate", "ThompsonGate", "aggregation_weights", "clipped_surrogate", "doctor", "group_advantages",
-    "hapo_loss", "log_probability", "probability", "ratio", "shaped_surrogate", "sqrt", "synthetic_success_injection",
-]
+import lazy_loader
 
 # On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+__version__ = "0.2.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

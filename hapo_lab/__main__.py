@@ -1,8 +1,16 @@
+"""The command `hapo-lab`, or `python -m hapo_lab`."""
+
 import sys
 
-if sys.argv[1:] == ["doctor"]:  # must also run where a package is missing that the other commands import
-    from hapo_lab.doctor import main
-else:
-    from hapo_lab.cli import main
 
-main()
+def main() -> None:
+    """`doctor` must also run where a package is missing that the other commands import."""
+    if sys.argv[1:] == ["doctor"]:
+        from hapo_lab.commands.doctor import main as command
+    else:
+        from hapo_lab.commands.cli import main as command
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,11 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     ------
     ValueError
         Unknown scale; fewer than 2 rollouts; ddof >= N.
+
+    Examples
+    --------
+    >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), scale="none")
+    tensor([ 0.7500, -0.2500, -0.2500, -0.2500])
     """
     n = rewards.shape[-1]
     if scale not in ("std", "none"):
@@ -56,6 +61,10 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
     All tensors broadcast together (tokens, say (B, T), and advantages (B, 1)). eps = inf does not clip;
     eps_high > eps_low is DAPO's clip-higher. The gradient in logp is rho A where the unclipped term is the
     smaller one, else 0. The log-ratio is bounded where exp would overflow, so that 0 * inf never arises.
+
+    >>> rho = torch.tensor([0.5, 1.0, 1.5])
+    >>> clipped_surrogate(rho.log(), torch.zeros(3), advantages=torch.tensor(1.0))
+    tensor([0.5000, 1.0000, 1.2000])
     """
     bound = 0.9 * log(torch.finfo(logp.dtype).max)
     ratio = (logp - old_logp).clamp(-bound, bound).exp()
@@ -63,17 +72,29 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
 
 
 def probability(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = p. dF/dlogp = p."""
+    """F(p) = p. dF/dlogp = p.
+
+    >>> probability(torch.tensor([0.1, 0.5]).log())
+    tensor([0.1000, 0.5000])
+    """
     return logp.exp()
 
 
 def sqrt(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = sqrt(p). dF/dlogp = sqrt(p) / 2."""
+    """F(p) = sqrt(p). dF/dlogp = sqrt(p) / 2.
+
+    >>> sqrt(torch.tensor([0.01, 0.25]).log())
+    tensor([0.1000, 0.5000])
+    """
     return (logp / 2).exp()
 
 
 def log_probability(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1: not bounded below, as Theorem 4.1 would need."""
+    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1: not bounded below, as Theorem 4.1 would need.
+
+    >>> log_probability(torch.tensor([-4.0, -1.0]))
+    tensor([-4., -1.])
+    """
     return logp
 
 
@@ -83,20 +104,29 @@ class ratio:
 
     Written as sigmoid(log p - log lam), which is stable at any log p and goes to 0 with p.
     That HAPO uses this F is this kit's choice: the paper asks for a bounded F with a bounded gradient.
+
+    >>> ratio(0.1)(torch.tensor([0.1, 0.4]).log())
+    tensor([0.5000, 0.8000])
     """
 
     lam: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (isfinite(self.lam) and self.lam > 0):
             raise ValueError(f"ratio: lambda is {self.lam}; it must be a positive number, such as 0.1.")
 
     def __call__(self, logp: torch.Tensor) -> torch.Tensor:
+        """F of log-probabilities, elementwise."""
         return torch.sigmoid(logp - torch.log(torch.tensor(self.lam, dtype=logp.dtype, device=logp.device)))
 
 
 SHAPINGS: dict[str, Shaping] = {
     "probability": probability, "ratio": ratio(0.1), "log_probability": log_probability, "sqrt": sqrt}
+"""By name, for the command line.
+
+>>> SHAPINGS["sqrt"](torch.tensor(0.25).log())
+tensor(0.5000)
+"""
 
 
 def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shaping = ratio(0.1)) -> torch.Tensor:
@@ -108,11 +138,14 @@ def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shap
     | `ratio(lam)`      | p / (p + lam) | lam p / (p + lam)^2| 0, gradient 0     |
     | `sqrt`            | sqrt p        | sqrt(p) / 2        | 0, gradient 0     |
     | `log_probability` | log p         | 1                  | -inf, gradient 1  |
+
+    >>> shaped_surrogate(torch.tensor(0.4).log(), torch.tensor(2.0), shaping=ratio(0.1))
+    tensor(1.6000)
     """
     return shaping(logp) * advantages
 
 
-def slope(shaping: Shaping, logp: Sequence[float]) -> np.ndarray:
+def slope(shaping: Shaping, logp: Sequence[float] | np.ndarray) -> np.ndarray:
     """dF/dlogp at each of some log-probabilities, by autograd, float64."""
     x = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
     return torch.autograd.grad(shaping(x).sum(), x)[0].numpy()
@@ -144,6 +177,12 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
         The completion limit, for "dr_grpo" and "luffy".
     group_index : (B,) int
         The group of each sequence, for "bnpo"; default: one group.
+
+    Examples
+    --------
+    >>> aggregation_weights(torch.tensor([[True, True], [True, False]]), "grpo")
+    tensor([[0.2500, 0.2500],
+            [0.5000, 0.0000]], dtype=torch.float64)
     """
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}.")
@@ -193,6 +232,18 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     metrics : dict of floats
         `loss`; `clip_fraction`, the share of student tokens whose gradient the clip cut; `ratio`, the students'
         mean rho; `teacher_logp`, the mean log-probability of teacher tokens. NaN where there are no such tokens.
+
+    Examples
+    --------
+    A wrong student and the teacher, one token each:
+
+    >>> logp = torch.tensor([[0.5], [0.1]]).log().requires_grad_()
+    >>> loss, metrics = hapo_loss(logp, logp.detach(), advantages=torch.tensor([-1.0, 1.0]),
+    ...                           teacher_mask=torch.tensor([False, True]), token_mask=torch.ones(2, 1))
+    >>> loss.backward()
+    >>> logp.grad                       # descending it takes from the student's token and gives to the teacher's
+    tensor([[ 0.5000],
+            [-0.1250]])
     """
     for name, tensor, shape in (("token_mask", token_mask, logp.shape), ("old_logp", old_logp, logp.shape),
                                 ("weights", weights, logp.shape), ("importance", importance, logp.shape),

@@ -7,40 +7,25 @@ Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
 
-from hapo_lab import parts
-from hapo_lab.gate import (
-    AlwaysGate,
-    BetaGate,
-    BetaPosterior,
-    Gate,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
-from hapo_lab.loss import (
-    SHAPINGS,
-    Shaping,
-    aggregation_weights,
-    group_advantages,
-    log_probability,
-    probability,
-    ratio,
-    sqrt,
-)
+from hapo_lab.gate import BetaGate, BetaPosterior
+from hapo_lab.gates import Gate, NeverGate
+from hapo_lab.loss import Shaping, aggregation_weights, group_advantages, log_probability, ratio
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 
 
 @dataclass(frozen=True)
 class Method:
-    """Everything in which the compared methods differ."""
+    """Everything in which the compared methods differ.
+
+    >>> strict = Method("HAPO, bar 0.5", gate=BetaGate(threshold=0.5))
+    >>> strict.advantages(torch.tensor([1.0, 0.0, 0.0]), teacher_mask=torch.tensor([True, False, False]))
+    tensor([ 1.1545, -0.5773, -0.5773])
+    """
 
     name: str
     """As it stands in figures and tables."""
@@ -83,80 +68,37 @@ class Method:
         weights[counted] = aggregation_weights(token_mask[counted], self.aggregation, max_length, groups)
         return weights
 
-    def described(self) -> dict:
-        """As JSON, for a run's run.json; `method_from` reads it."""
-        described = parts.described(self)
-        return {name: part for name, part in described.items() if type(self) is not Method or name != "kind"}
-
 
 HAPO = Method("HAPO", gate=BetaGate())
-"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours]."""
+"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours].
+
+>>> HAPO.gate
+BetaGate(alpha=1.0, beta=1.0, threshold=0.8)
+"""
 
 GRPO = Method("GRPO")
-"""HAPO's conventions with the gate never open: the comparison changes one thing."""
+"""HAPO's conventions with the gate never open: the comparison changes one thing.
+
+>>> from dataclasses import replace
+>>> GRPO == replace(HAPO, name="GRPO", gate=NeverGate())
+True
+"""
 
 LUFFY = Method("LUFFY", teacher_seats=1, scale="none", eps_low=inf, eps_high=inf, aggregation="luffy", entropy_bonus=0.001)
-"""As its released recipe runs: a teacher in every group, no std, no clip, an entropy bonus."""
+"""As its released recipe runs: a teacher in every group, no std, no clip, an entropy bonus.
+
+>>> LUFFY.teacher_seats, LUFFY.scale, LUFFY.eps_high, LUFFY.entropy_bonus
+(1, 'none', inf, 0.001)
+"""
 
 SFT = Method("SFT", teacher_seats=1, imitation=True, shaping=log_probability)
-"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured."""
+"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured.
+
+>>> SFT.advantages(torch.tensor([1.0, 1.0, 0.0]), teacher_mask=torch.tensor([False, True, False]))
+tensor([0., 1., 0.])
+"""
 
 METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT}
-
-GATES = {"beta": BetaGate, "always": AlwaysGate, "never": NeverGate, "hard": HardGate, "thompson": ThompsonGate,
-         "by-step": StepAnnealedGate, "by-success": SuccessAnnealedGate, "running": RunningGate}
-"""To compare: "beta" is the paper's, the others are ours."""
-
-PARTS = {part.__name__: part for part in (Method, *GATES.values(), ratio, probability, sqrt, log_probability)}
-"""What a run.json names: methods, gates and shapings of this kit."""
-
-
-def get_method(name: str) -> Method:
-    """A method by its name, or one of your own from a file: "FILE.py:NAME"."""
-    method = _get("method", name, METHODS)
-    if not isinstance(method, Method):
-        raise ValueError(f"{name!r} is no Method: make it one, such as dataclasses.replace(HAPO, name=..., gate=...).")
-    return method
-
-
-def get_gate(name: str, **numbers: float) -> Gate:
-    """A gate by its name, or one of your own, "FILE.py:NAME": a class, or a gate that is made already.
-
-    ValueError names what is not known: the gate, or a number that it doesn't have.
-    """
-    gate = _get("gate", name, GATES)
-    if not hasattr(gate, "decide"):
-        raise ValueError(f"{name!r} is no gate: it has no decide (see hapo_lab.gate.Gate).")
-    if unknown := numbers.keys() - {f.name for f in (fields(gate) if is_dataclass(gate) else ())}:
-        raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
-    try:
-        return gate(**numbers) if isinstance(gate, type) else replace(gate, **numbers) if numbers else gate
-    except TypeError as error:
-        raise ValueError(f"the gate {name!r} can't be made: {error}.") from None
-
-
-def get_shaping(name: str) -> Shaping:
-    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one."""
-    shaping = _get("shaping", name, SHAPINGS)
-    if not callable(shaping):
-        raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")
-    return shaping() if isinstance(shaping, type) else shaping
-
-
-def _get(what: str, name: str, known: dict[str, object]):
-    if name in known:
-        return known[name]
-    if ".py:" in name:
-        return parts.load(name)
-    raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(known)}, or write FILE.py:NAME.")
-
-
-def method_from(described: dict) -> Method:
-    """The method that `Method.described` described; ValueError if a part of it can't be had as it was."""
-    try:
-        return parts.rebuilt({"kind": "Method"} | described, PARTS)
-    except TypeError as error:  # of a part that takes other numbers than it was described with
-        raise ValueError(f"{error}.") from None
 
 
 def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[float]) -> tuple[list[Group], dict]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hapo_lab.gate import BetaPosterior
 
+Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a prompt, by the policy or (`teacher`) by the demonstration."""
+    """One completion of a prompt, by the policy or (`teacher`) by the demonstration.
+
+    >>> Rollout(ids=(5, 6, 2), text="56", reward=1.0, reason="it says 56").reward
+    1.0
+    """
 
     ids: tuple[int, ...]
     """The completion's tokens, its end-of-turn token included."""
@@ -29,14 +34,19 @@ class Rollout:
     teacher: bool = False
     """Written by the teacher."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reward not in (0, 1):
             raise ValueError(f"rollout {self.text[:40]!r}: its reward is {self.reward}; rewards are 0 or 1.")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one."""
+    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one.
+
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, float(text == "56")) for text in ("54", "56", "63")))
+    >>> group.successes, group.dead, group.rewards
+    (1, False, tensor([0., 1., 0.], dtype=torch.float64))
+    """
 
     problem: Any
     """The `Problem` that they answer."""
@@ -67,7 +77,7 @@ class Group:
     def sampled(self) -> tuple[Rollout, ...]:
         """The policy's own rollouts, the replaced one in its seat: all that the student's metrics may see."""
         seats = list(self.rollouts)
-        if self.replaced >= 0:
+        if self.removed:
             seats[self.replaced] = self.removed
         return tuple(r for r in seats if not r.teacher)
 
@@ -100,6 +110,13 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     Group
         A new group, with `replaced` and `removed` set and the teacher marked. The old one is untouched;
         advantages are dropped, because the statistics they came from are gone.
+
+    Examples
+    --------
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63")))
+    >>> after = synthetic_success_injection(group, Rollout((5, 6, 2), "56", 1.0))
+    >>> [r.text for r in after.rollouts], after.teacher_mask, after.removed.text
+    (['56', '63'], tensor([ True, False]), '54')
     """
     if group.replaced >= 0:
         raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
@@ -112,3 +129,9 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     seats = list(group.rollouts)
     removed, seats[seat] = seats[seat], replace(demonstration, teacher=True)
     return replace(group, rollouts=tuple(seats), replaced=seat, removed=removed, advantages=None)
+
+
+def known(part: Part | None) -> Part:
+    """A part of a group that the step before must have filled in, such as its advantages."""
+    assert part is not None, "this group has not come so far"
+    return part

@@ -1,13 +1,13 @@
 """Run notebooks from top to bottom and keep their outputs, as they are committed: `python execute.py [NAME.ipynb ...]`."""
 
-import base64
 import sys
-from io import BytesIO
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+
+from hapo_lab.pictures.style import in_256_colours
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,15 +23,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "image/png" in data:
-                data["image/png"] = _in_256_colours(data["image/png"])
+                data["image/png"] = b64encode(in_256_colours(b64decode(data["image/png"]))).decode()
     return notebook
-
-
-def _in_256_colours(png: str) -> str:
-    """A third of the bytes: notebooks are downloaded, and kept in every clone."""
-    small = BytesIO()
-    Image.open(BytesIO(base64.b64decode(png))).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png")
-    return base64.b64encode(small.getvalue()).decode()
 
 
 if __name__ == "__main__":

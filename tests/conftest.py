@@ -1,17 +1,22 @@
 """What several test files build: rollouts, groups, demonstrations, runs."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, for what a worker starts too; before torch is imported
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from hapo_lab.methods import judge, teach
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.tasks import Problem
+from hapo_lab.tasks.problem import Problem
 
 settings.register_profile("repo", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("repo")
@@ -58,14 +63,14 @@ def demonstration():
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M in 4 bits with a new adapter, loaded once."""
-    from hapo_lab.models import load_policy
+    from hapo_lab.policy.models import load_policy
     return load_policy("smollm2-135m", seed=0)
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """The preset of that name in 4 bits with a new adapter, loaded once."""
-    from hapo_lab.models import load_policy
+    from hapo_lab.policy.models import load_policy
     return load_policy("tiny", seed=0)
 
 
@@ -85,14 +90,14 @@ def as_new(policy):
     """Yields the policy once, and puts its adapter back."""
     new = [p.detach().clone() for p in policy.trainable()]
     yield policy
-    for p, value in zip(policy.trainable(), new):
+    for p, value in zip(policy.trainable(), new, strict=True):
         p.data.copy_(value)
     policy.model.zero_grad()
 
 
 @pytest.fixture(scope="session")
 def sums():
-    from hapo_lab.tasks import load_task
+    from hapo_lab.tasks.builtin import load_task
     return load_task("sums", 0)
 
 
@@ -102,11 +107,22 @@ def whole(tiny, sums, tmp_path_factory):
     from test_durable import SMALL
 
     from hapo_lab.methods import HAPO
-    from hapo_lab.trainer import Trainer
+    from hapo_lab.training.trainer import Trainer
     folder = tmp_path_factory.mktemp("whole")
     for policy in as_new(tiny):
         list(Trainer(policy, sums, HAPO, SMALL, folder=folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """What `make colab` writes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    made = subprocess.run(["make", "--silent", "colab", f"PYTHON={sys.executable}", f"DIST={folder}"],
+                          cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
+    assert made.returncode == 0 and "On Colab, upload it" in made.stdout, made.stdout + made.stderr
+    made, = folder.iterdir()
+    return made
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,14 @@ class MainJob:
 
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory):
-    """`make demo`, whole."""
-    runs = tmp_path_factory.mktemp("main_job")
-    done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=Path(__file__).resolve().parent.parent,
-                          capture_output=True, text=True, env=os.environ | {"HAPO_LAB_RUNS": str(runs)})
-    return MainJob(done, runs / "05_train_live")
+    """`make demo`, whole; once, whichever of pytest's processes asks first."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "main_job"
+    runs.mkdir(exist_ok=True)
+    said = runs / "done.json"
+    with FileLock(runs / "lock"):
+        if not said.exists():
+            done = subprocess.run([sys.executable, "-m", "hapo_lab", "demo"], cwd=Path(__file__).resolve().parent.parent,
+                                  capture_output=True, text=True, env=os.environ | {"HAPO_LAB_RUNS": str(runs)})
+            said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return MainJob(subprocess.CompletedProcess([], *json.loads(said.read_text())), runs / "05_train_live")

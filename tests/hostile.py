@@ -4,12 +4,13 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
-from hapo_lab.logprobs import completion_logprobs
+from hapo_lab.policy.logprobs import completion_logprobs
 
 TOKEN = 20
 HOSTILE = {
-    "repetition_penalty": 1.5, "suppress_tokens": [TOKEN + 3], "begin_suppress_tokens": [TOKEN + 1], "forced_bos_token_id": TOKEN,
-    "forced_eos_token_id": TOKEN, "bad_words_ids": [[TOKEN + 2]], "no_repeat_ngram_size": 2, "sequence_bias": [[[TOKEN], 9.0]],
+    "repetition_penalty": 1.5, "suppress_tokens": [TOKEN + 3], "begin_suppress_tokens": [TOKEN + 1],
+    "forced_bos_token_id": TOKEN, "forced_eos_token_id": TOKEN, "bad_words_ids": [[TOKEN + 2]], "no_repeat_ngram_size": 2,
+    "sequence_bias": [[[TOKEN], 9.0]],
     "do_sample": True, "temperature": 0.3, "top_k": 2, "top_p": 0.5, "min_p": 0.2, "typical_p": 0.5, "epsilon_cutoff": 0.01,
     "eta_cutoff": 0.01, "exponential_decay_length_penalty": [1, 1.5], "length_penalty": 2.0, "renormalize_logits": True,
     "remove_invalid_values": True, "min_new_tokens": 6, "min_length": 40, "max_length": 12, "max_time": 1e-6,

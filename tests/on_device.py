@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from hapo_lab.doctor import findings
-from hapo_lab.evaluate import evaluate
+from hapo_lab.commands.doctor import findings
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import HAPO, METHODS
-from hapo_lab.models import load_policy
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, resume
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.trainer import Trainer, resume
 
 CONFIG = Config(steps=4, prompts=2, group_size=8, warmup=1, save_every=2, eval_every=4, eval_samples=1)
 

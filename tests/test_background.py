@@ -14,13 +14,13 @@ from conftest import as_new
 from jupyter_client.manager import KernelManager
 from test_durable import SMALL, contents
 
-from hapo_lab.background import run_in_background
-from hapo_lab.drawing import to_png
-from hapo_lab.figures import training_figure
 from hapo_lab.gate import BetaGate
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.records import RunLog
-from hapo_lab.trainer import Trainer, in_background, resume
+from hapo_lab.pictures.figures import training_figure
+from hapo_lab.pictures.style import to_png
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.background import run_in_background
+from hapo_lab.training.trainer import Trainer, in_background, resume
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 1e-6
@@ -116,7 +116,7 @@ def test_the_training_cell_run_again_goes_on_with_the_settings_as_they_are_now(f
     list(trainer)
     log = RunLog.load(tmp_path)
     assert [(step, gate["threshold"]) for step, gate in log.gates().items()] == [(1, 0.8), (3, 0.99), (5, 0.5)]
-    assert log.about["method"]["gate"]["threshold"] == 0.8
+    assert log.manifest["method"]["gate"]["threshold"] == 0.8
 
 
 # the background ----------------------------------------------------------------------------------------------------
@@ -270,11 +270,12 @@ def test_drawing_while_it_trains(fresh, sums):
 def test_an_interpreter_that_exits_stops_and_saves(tmp_path):
     code = """
 import sys
-from hapo_lab.background import run_in_background
+from hapo_lab.training.background import run_in_background
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 import threading
 begun = threading.Event()
 config = Config(steps=500, prompts=2, group_size=4, save_every=500, eval_every=0)
@@ -292,11 +293,12 @@ begun.wait()
 
 def test_a_kernel_that_restarts_leaves_nothing_behind_and_the_run_goes_on(tmp_path):
     cell = f"""
-from hapo_lab.background import run_in_background
+from hapo_lab.training.background import run_in_background
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 import threading
 begun = threading.Event()
 config = Config(steps=500, prompts=1, save_every=500, eval_every=0)

@@ -1,4 +1,4 @@
-"""What the benchmarks compute with, and that the README's figures are theirs. Their timings come from whole runs of them."""
+"""What the benchmarks compute with, and that the pages' tables are theirs. Their timings come from whole runs of them."""
 
 import importlib
 import itertools
@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.methods import GRPO
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.trainer import Config, Trainer
-from hapo_lab.vllm_engine import SYNC_COSTS, TOKEN_SAVES
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -52,17 +53,17 @@ def test_scaling_doubles_one_number_at_a_time(benchmark):
         assert all(b == 2 * a for a, b in itertools.pairwise(values)) and scaling.BASE[axis] in values
 
 
-# the README's figures ----------------------------------------------------------------------------------------------
+# the pages' tables -------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_tables_are_those_of_the_results(benchmark):
-    readme = (ROOT / "README.md").read_text()
-    tables = [benchmark("against_trl").table(results("against_trl")),
-              benchmark("rollouts").table(results("rollouts")["repeats"]),
-              benchmark("scaling").table(results("scaling")["medians"]),
-              benchmark("to_success").table(), benchmark("purity_runs").table()]
-    for table in tables:
-        assert "\n".join(table) in readme
+def test_the_pages_tables_are_those_of_the_results(benchmark):
+    pages = ("benchmarks/README.md", "docs/results.md", "docs/purity.md")
+    speed, success, purity = ((ROOT / page).read_text() for page in pages)
+    assert "\n".join(benchmark("against_trl").table(results("against_trl"))) in speed
+    assert "\n".join(benchmark("rollouts").table(results("rollouts")["repeats"])) in speed
+    assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed
+    assert "\n".join(benchmark("to_success").table()) in success
+    assert "\n".join(benchmark("purity_runs").table()) in purity
 
 
 def test_the_results_hold_every_repeat_and_their_medians(benchmark):

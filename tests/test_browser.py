@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import nbformat
 import pytest
 
-from hapo_lab.records import RunLog
+from hapo_lab.runs.log import RunLog
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
@@ -114,7 +114,7 @@ def test_the_threshold_moved_to_its_ends_and_the_ladder_read(browser, tmp_path):
         tug.locator(".widget-slider").first.wait_for()
         before, = pictures(tug)
         set_slider(tug, "threshold", 1.0)
-        tug.get_by_text("Always injects: even S = 8 of 8 is below 1").wait_for()
+        tug.get_by_text("Always injects: even at S = 8 of 8").wait_for()
         page.wait_for_function("old => [...document.images].every(image => image.src !== old)", arg=before)
         set_slider(tug, "threshold", 0.0)
         tug.get_by_text("gate: the threshold is 0.0; it must lie in (0, 1], such as 0.8.").wait_for()
@@ -143,7 +143,7 @@ def test_a_training_is_turned_paused_stepped_stopped_and_its_last_picture_stays(
         live = cell(page, "Controls(")
         live.get_by_text(re.compile(r"training, step ([3-9]|\d\d+) of 2000 done")).wait_for()
         set_slider(live, "threshold", 0.01)
-        live.get_by_text("Never injects: even S = 0 of 8").wait_for()
+        live.get_by_text("Never injects: not even at S = 0 of 8").wait_for()
         live.get_by_role("button", name="Pause").click()
         live.get_by_text("paused after step").wait_for()
         paused = RunLog.load(run)

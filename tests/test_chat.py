@@ -8,16 +8,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hapo_lab.chat import PLAIN, demonstration_ids, prompt_ids, text_of
-from hapo_lab.cli import main
-from hapo_lab.demonstrate import Demonstrations
-from hapo_lab.evaluate import evaluate
+from hapo_lab.commands.cli import main
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import Sampling, TransformersEngine
-from hapo_lab.tasks import Problem, Task, Verdict
-from hapo_lab.trainer import Config, Trainer, resume
+from hapo_lab.policy.chat import PLAIN, demonstration_ids, prompt_ids, text_of
+from hapo_lab.policy.models import load_policy
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.problem import Problem, Task, Verdict
+from hapo_lab.training.config import Config
+from hapo_lab.training.demonstrations import Demonstrations
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.trainer import Trainer, resume
 
 GEMMA = ("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
          "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
@@ -159,7 +161,7 @@ def test_the_command_takes_arguments_and_the_run_keeps_them(tmp_path):
             main([*command, "--template-arg", wrong])
         assert refused.value.code == sentence or sentence in str(refused.value)
     main([*command, "--template-arg", "enable_thinking=false"])
-    assert RunLog.load(tmp_path / "run").about["template"] == {"enable_thinking": False}
+    assert RunLog.load(tmp_path / "run").manifest["template"] == {"enable_thinking": False}
     trainer = resume(tmp_path / "run")
     assert trainer.policy.tokenizer.decode(prompt_ids(trainer.policy, ASKED)).endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ValueError, match="template.enable_thinking is False there and None here"):

@@ -6,14 +6,17 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from hapo_lab.cli import main, summary
-from hapo_lab.records import RunLog
-from hapo_lab.tasks import load_task, question
-from hapo_lab.trainer import TINY
+from hapo_lab.commands.cli import main, summary
+from hapo_lab.reproducibility.kit import LESSONS
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.problem import question
+from hapo_lab.training.config import TINY
 
 SMALL = ["--steps", "2", "--prompts", "1", "--group-size", "4", "--eval-every", "0"]
 
 
+@pytest.mark.soak
 def test_train_evaluate_report(tmp_path, capsys):
     for name, method in (("a", "hapo"), ("b", "sft")):
         main(["train", str(tmp_path / name), "--method", method, *SMALL])
@@ -38,8 +41,8 @@ def test_train_evaluate_report(tmp_path, capsys):
 
 def test_tiny_brings_its_own_task_and_numbers(tmp_path):
     main(["train", str(tmp_path / "run"), "--model", "tiny", "--steps", "1", "--eval-every", "0"])
-    about = RunLog.load(tmp_path / "run").about
-    assert about["task"] == "sums" and about["config"] == asdict(replace(TINY, steps=1, eval_every=0))
+    manifest = RunLog.load(tmp_path / "run").manifest
+    assert manifest["task"] == "sums" and manifest["config"] == asdict(replace(TINY, steps=1, eval_every=0))
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -51,7 +54,7 @@ def test_tiny_brings_its_own_task_and_numbers(tmp_path):
     (["--threshold", "0"], "the threshold is 0.0; it must lie in (0, 1]"),
     (["--alpha", "0"], "the prior's alpha is 0.0; it must be a positive number"),
     (["--beta", "-1"], "the prior's beta is -1.0"),
-    (["--method", "grpo", "--alpha", "2"], "method 'grpo' has no Beta gate: leave out --alpha"),
+    (["--method", "grpo", "--alpha", "2"], "the gate of method 'grpo' has no alpha: leave it out"),
     (["--gate", "coin"], "unknown gate 'coin'; choose one of beta, always"),
     (["--gate", "hard", "--alpha", "2"], "the gate 'hard' has no alpha: leave it out"),
 ])
@@ -79,8 +82,35 @@ def test_a_run_that_broke_off_is_resumed_from_its_folder_alone(tmp_path, capsys)
     whole, resumed = (RunLog.load(tmp_path / run) for run in ("whole", "broken"))
     assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
     assert resumed.events == [{"after_step": 1, "kind": "resumed"}]
-    assert resumed.name == "HAPO, running" and resumed.about["method"]["gate"] == {
+    assert resumed.name == "HAPO, running" and resumed.manifest["method"]["gate"] == {
         "kind": "RunningGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.5, "discount": 1.0}
+
+
+def test_the_lessons_are_written_and_what_was_changed_is_not_overwritten(tmp_path, capsys):
+    folder = tmp_path / "new" / "my lessons"
+    main(["lessons", str(folder)])
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert first == {path.name: path.read_bytes() for path in LESSONS.glob("*.ipynb")} and len(first) >= 9
+    assert capsys.readouterr().out == f"{folder} holds the {len(first)} notebooks; next: jupyter lab '{folder}'\n"
+
+    (folder / "03_beta_gate.ipynb").unlink()
+    main(["lessons", str(folder)])  # what is missing comes back
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+    (folder / "03_beta_gate.ipynb").unlink()
+    for name in ("00_start_here.ipynb", "01_advantage_collapse.ipynb"):
+        (folder / name).write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["lessons", str(folder)])
+    assert str(stopped.value) == (f"hapo_lab: {folder} holds another 00_start_here.ipynb, 01_advantage_collapse.ipynb already: "
+                                  "rename it, or choose another folder.")
+    assert (folder / "00_start_here.ipynb").read_text() == "mine" and not (folder / "03_beta_gate.ipynb").exists()
+
+
+def test_lessons_that_can_not_be_written_get_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file can't be written .*: choose another folder.$"):
+        main(["lessons", str(tmp_path / "file")])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "resume"])
@@ -92,7 +122,7 @@ def test_a_folder_without_a_run_is_named(tmp_path, command):
 # a task of your own
 
 VERIFIER = '''
-from hapo_lab.tasks import Verdict
+from hapo_lab.tasks.problem import Verdict
 
 def total(problem, completion):
     return Verdict(completion.endswith(problem.answer), f"it ends with {completion[-4:]!r}")

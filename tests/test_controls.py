@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from hapo_lab.controls import NOT_IN_COLAB, Controls
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import TINY, Trainer
+from hapo_lab.notebook.controls import NOT_IN_COLAB, Controls
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import TINY
+from hapo_lab.training.trainer import Trainer
 
 PATIENCE = 120
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from hapo_lab.datasets import exact_match, last_number, load_jsonl, load_verifier, task_of_run
-from hapo_lab.tasks import Problem, Verdict, load_task, question
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
+from hapo_lab.tasks.problem import Problem, Verdict, question
+from hapo_lab.tasks.verifiers import exact_match, last_number, load_verifier
 
 SUMS = [{"prompt": f"What is {a} + 1?", "answer": str(a + 1), "demonstration": f"It is {a + 1}."} for a in range(10, 20)]
 
@@ -206,7 +208,7 @@ def test_an_exact_match_is_free_in_white_space_only():
 
 
 VERIFIER = '''
-from hapo_lab.tasks import Verdict
+from hapo_lab.tasks.problem import Verdict
 
 def verify(problem, completion):
     return Verdict(problem.answer in completion, f"is {problem.answer} in it?")
@@ -255,7 +257,7 @@ def test_a_verifier_must_return_a_verdict(write, verifier):
 
 # a task in a new process
 
-def about(task, seed=3):
+def manifest(task, seed=3):
     """As in a run.json; the run's own seed says nothing of the task's."""
     described = {"task": task.name, "source": task.source, "problems": task.identity, "config": {"seed": seed}}
     return json.loads(json.dumps(described))
@@ -264,14 +266,14 @@ def about(task, seed=3):
 def test_the_task_of_a_run_is_built_again(write, verifier):
     for verify in ("last_number", f"{verifier}:verify", exact_or_in):
         task = load(write(*SUMS), verify, heldout=0.4, seed=3)
-        again = task_of_run(about(task, seed=1))
+        again = task_of_run(manifest(task, seed=1))
         assert (again.train, again.heldout, again.max_new_tokens) == (task.train, task.heldout, 24)
         assert again.verify(again.train[0], again.train[0].answer).correct
 
 
 @pytest.mark.parametrize("name", ["sums", "json_record"])
 def test_a_runs_problems_are_those_of_the_tasks_own_seed(name):
-    task, again = load_task(name), task_of_run(about(load_task(name), seed=1))
+    task, again = load_task(name), task_of_run(manifest(load_task(name), seed=1))
     assert (again.train, again.heldout) == (task.train, task.heldout) != (load_task(name, 1).train, load_task(name, 1).heldout)
 
 
@@ -279,14 +281,14 @@ def test_a_runs_problems_are_those_of_the_tasks_own_seed(name):
     (lambda task: {"heldout": task.heldout[1:]}, "heldout_sha256"), (lambda task: {"train": task.train[::-1]}, "train_sha256"),
     (lambda task: {"verify": anything}, "verifier"), (lambda task: {"max_new_tokens": 5}, "max_new_tokens")])
 def test_a_named_task_with_other_problems_or_another_verifier_is_refused(change, differs):
-    changed = about(replace(load_task("sums"), **change(load_task("sums"))))
+    changed = manifest(replace(load_task("sums"), **change(load_task("sums"))))
     with pytest.raises(ValueError, match=f"task 'sums', seed 0, is another one here .*{differs}"):
         task_of_run(changed)
 
 
 def test_a_file_that_changed_or_went_is_refused(write):
     path = write(*SUMS)
-    run = about(load(path))
+    run = manifest(load(path))
     write(*SUMS[1:])
     with pytest.raises(ValueError, match="own.jsonl has changed since the run was made"):
         task_of_run(run)
@@ -296,7 +298,7 @@ def test_a_file_that_changed_or_went_is_refused(write):
 
 
 def test_a_verifier_whose_file_changed_is_refused(write, verifier):
-    run = about(load(write(*SUMS), f"{verifier}:verify"))
+    run = manifest(load(write(*SUMS), f"{verifier}:verify"))
     verifier.write_text(VERIFIER.replace("problem.answer in completion", "True"))
     with pytest.raises(ValueError, match="task 'own', its verifier: .*mine.py has changed since the run was made: bring"):
         task_of_run(run)
@@ -304,7 +306,7 @@ def test_a_verifier_whose_file_changed_is_refused(write, verifier):
 
 def test_a_verifier_without_a_file_is_not_found_again(write):
     with pytest.raises(ValueError, match="task 'own', its verifier: .*<lambda> has no name in a file"):
-        task_of_run(about(load(write(*SUMS), lambda problem, completion: Verdict(problem.answer in completion, ""))))
+        task_of_run(manifest(load(write(*SUMS), lambda problem, completion: Verdict(problem.answer in completion, ""))))
 
 
 def anything(problem, completion):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hapo_lab.cli import main
-from hapo_lab.datasets import exact_match, last_number, load_jsonl
-from hapo_lab.demonstrate import Demonstrations
-from hapo_lab.models import load_policy
-from hapo_lab.rollouts import Sampling
-from hapo_lab.tasks import load_task, question
+from hapo_lab.commands.cli import main
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.policy.models import load_policy
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.jsonl import load_jsonl
+from hapo_lab.tasks.problem import question
+from hapo_lab.tasks.verifiers import exact_match, last_number
+from hapo_lab.training.demonstrations import Demonstrations
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [{"prompt": question(p), "answer": p.answer.split()[-1]} for p in load_task("sums").train[:12]]
@@ -40,7 +42,7 @@ def read(path):
 
 
 def test_what_is_kept_was_verified_and_the_rest_stays_open(tiny, tmp_path):
-    rows = SUMS[:8] + [SUMS[8] | {"demonstration": f"It is {SUMS[8]['answer']}.", "level": 3}, SUMS[9] | {"split": "heldout"}]
+    rows = [*SUMS[:8], SUMS[8] | {"demonstration": f"It is {SUMS[8]['answer']}.", "level": 3}, SUMS[9] | {"split": "heldout"}]
     file = write(tmp_path / "own.jsonl", [{"split": "train"} | row for row in rows])
     out = tmp_path / "out" / "own.jsonl"
     job = Demonstrations(file, out, last_number, "tiny", samples=4)

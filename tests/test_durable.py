@@ -17,13 +17,18 @@ import pytest
 import torch
 from conftest import as_new
 
-from hapo_lab.gate import AlwaysGate, BetaGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import AlwaysGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import ratio
-from hapo_lab.methods import GRPO, HAPO, METHODS, Method, method_from
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, TrainingError, gate_uniforms, resume
+from hapo_lab.methods import GRPO, HAPO, METHODS, Method
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.catalogue import method_described, method_from
+from hapo_lab.reproducibility.seeds import gate_uniforms
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer, resume
 
 SMALL = Config(steps=6, prompts=2, group_size=4, warmup=1, save_every=2, eval_every=0)
 FILES = ["adapter.safetensors", "optimizer.pt", "state.json"]
@@ -81,6 +86,7 @@ def born(*arguments) -> multiprocessing.Process:
     return process
 
 
+@pytest.mark.soak
 def test_ten_kills_change_nothing(tmp_path):
     """SIGKILL in the rollout, in the backward pass, after the optimizer, at each stage of saving, and at any time."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -125,7 +131,7 @@ GATES = (AlwaysGate(), HardGate(), ThompsonGate(beta=2), StepAnnealedGate(steps=
 
 @pytest.mark.parametrize("method", [*METHODS.values(), *(replace(HAPO, gate=gate) for gate in GATES)])
 def test_a_method_is_rebuilt_from_its_description(method):
-    assert method_from(json.loads(json.dumps(method.described()))) == method
+    assert method_from(json.loads(json.dumps(method_described(method)))) == method
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
@@ -387,15 +393,15 @@ def test_a_run_is_rebuilt_from_its_folder_alone(fresh, sums, whole, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda about: about["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's parts"),
-    (lambda about: about.update(task="chess"), "unknown task 'chess'"),
-    (lambda about: about["problems"].update(seed=1),
+    (lambda manifest: manifest["method"]["shaping"].update(kind="<lambda>"), "'<lambda>' is none of this kit's parts"),
+    (lambda manifest: manifest.update(task="chess"), "unknown task 'chess'"),
+    (lambda manifest: manifest["problems"].update(seed=1),
      r"task 'sums', seed 1, is another one here \(train_sha256, heldout_sha256\)"),
-    (lambda about: about.pop("problems"), "says nothing of 'problems'; another version of this kit made it")])
+    (lambda manifest: manifest.pop("problems"), "says nothing of 'problems'; another version of this kit made it")])
 def test_what_cannot_be_rebuilt_is_named(fresh, sums, tmp_path, change, sentence):
     broken_off(fresh, sums, tmp_path, steps=1)
-    about = json.loads((tmp_path / "run.json").read_text())
-    change(about)
-    (tmp_path / "run.json").write_text(json.dumps(about))
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    change(manifest)
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=f"this run can't be rebuilt.*: .*{sentence}"):
         resume(tmp_path)

@@ -9,20 +9,12 @@ import pytest
 import torch
 from conftest import PROBLEM, teach_alone
 
-from hapo_lab.exact_gradient import expected_gradient, learning_curve, teacher_margin
-from hapo_lab.gate import (
-    AlwaysGate,
-    BetaGate,
-    HardGate,
-    NeverGate,
-    RunningGate,
-    StepAnnealedGate,
-    SuccessAnnealedGate,
-    ThompsonGate,
-)
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import AlwaysGate, HardGate, NeverGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
 from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.ssi import Group, Rollout
+from hapo_lab.theory.exact_gradient import expected_gradient, learning_curve, teacher_margin
 
 pytestmark = pytest.mark.filterwarnings("ignore:BetaGate")
 
@@ -88,7 +80,7 @@ def test_the_same_with_a_larger_group_and_one_demonstration():
 def test_a_gate_that_draws_is_averaged_over_its_draw():
     method, pairs = replace(HAPO, gate=ThompsonGate()), []
     for p, actions, rewards in every_outcome(LOGITS, SUCCESS, 3):
-        chance = method.gate.chance(sum(rewards), 3).item()
+        chance = method.gate.chances({}, "", 3)[sum(rewards)].item()
         for gate, share in ((AlwaysGate(), chance), (NeverGate(), 1 - chance)):
             pairs.append((p * share, update_of(replace(HAPO, gate=gate), LOGITS, actions, rewards, 0)[0]))
     mean, variance = moments(pairs)

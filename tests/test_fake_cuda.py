@@ -12,7 +12,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from hapo_lab import disk
+from hapo_lab.reproducibility import disk
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -98,7 +98,7 @@ def test_without_a_transfer_it_fails(device, tmp_path):
     """The kit with no `.to(device)` in it."""
     shutil.copytree(ROOT / "data" / "tiny", tmp_path / "data" / "tiny")
     shutil.copytree(ROOT / "hapo_lab", tmp_path / "hapo_lab")
-    for path in (tmp_path / "hapo_lab").glob("*.py"):
+    for path in (tmp_path / "hapo_lab").rglob("*.py"):
         path.write_text(path.read_text().replace(".to(device)", ""))
     path_of(device, tmp_path)
     done = python("-c", f"import on_device as o; o.trains_resumes_and_evaluates({str(tmp_path / 'run')!r}, 'bfloat16')")
@@ -106,14 +106,16 @@ def test_without_a_transfer_it_fails(device, tmp_path):
 
 
 IN_SMALL = """
-import ast, dataclasses, hapo_lab.trainer
-hapo_lab.trainer.TINY = dataclasses.replace(hapo_lab.trainer.TINY, steps=2, eval_samples=1)
+import ast, dataclasses
+from hapo_lab.training import config
+config.TINY = dataclasses.replace(config.TINY, steps=2, eval_samples=1)
 class NoAsserts(ast.NodeTransformer):
     visit_Assert = lambda self, node: ast.Pass()
 get_ipython().ast_transformers.append(NoAsserts())
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["04_clip_and_shape", "08_your_own_task"])
 def test_a_lesson_runs_on_it(device, name):
     """In small, and without what it asserts: its figures are learned in test_notebooks.py."""

@@ -33,15 +33,17 @@ from transformers import (
     T5Config,
 )
 
-from hapo_lab import models
-from hapo_lab.agreement import TOLERANCE, engine_gap, verify
-from hapo_lab.decoder import Head, additive, attention, context, drop_dropout
-from hapo_lab.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import _cache_size, _merges, _unserved
 from hapo_lab.methods import GRPO
-from hapo_lab.rollouts import Sampling, TransformersEngine
-from hapo_lab.tasks import Verdict
-from hapo_lab.trainer import Trainer, TrainingError
-from hapo_lab.vllm_engine import _cache_size, _merges, _unserved
+from hapo_lab.policy import models
+from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
+from hapo_lab.policy.decoder import Head, additive, attention, context, drop_dropout
+from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.tasks.problem import Verdict
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 VOCABULARY = 199
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -100,12 +102,12 @@ def saved(tmp_path_factory):
 def alone(model, temperature):
     """Log-probabilities and entropies by the model's own logits, one completion after another."""
     found = []
-    for prompt, group in zip(PROMPTS, COMPLETIONS):
+    for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True):
         for completion in group:
             logits = model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1:-1]
             logp = (logits / temperature).log_softmax(-1)
             found.append((logp.gather(1, torch.tensor(completion)[:, None])[:, 0], -(logp.exp() * logp).sum(-1)))
-    return [torch.cat(column) for column in zip(*found)]
+    return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -127,7 +129,7 @@ def test_lora_gradients_are_those_of_autograd_through_plain_logits(model):
     found = torch.autograd.grad(((logp[mask] + 0.3 * entropy[mask]) * weights).sum(), parameters)
     expected_logp, expected_entropy = alone(lora, 0.7)
     expected = torch.autograd.grad(((expected_logp + 0.3 * expected_entropy) * weights).sum(), parameters)
-    for f, e in zip(found, expected):
+    for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, atol=1e-5 * max(1, e.abs().max().item()), rtol=1e-4)
 
 
@@ -182,7 +184,7 @@ def test_the_heads_gradient_in_chunks(head):
     logp = logits.log_softmax(-1)
     expected = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
     found = head_logprobs(hidden, given, targets, 0.8, entropy_gradient=True)
-    for f, e in zip(found, expected):
+    for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.autograd.grad((f * weights).sum(), hidden, retain_graph=True),
                                    torch.autograd.grad((e * weights).sum(), hidden, retain_graph=True), atol=1e-5, rtol=1e-5)
@@ -257,7 +259,7 @@ def test_a_window_that_is_not_understood_is_refused_however_long(monkeypatch):
     """A check on a few tokens would not show a window of thousands, if it were not narrowed."""
     model = random_model(MistralConfig(**SHAPE, sliding_window=4096))
     verify(model, "mistral")
-    monkeypatch.setattr("hapo_lab.logprobs.attention_masks", lambda config, visible, positions, dtype: additive(
+    monkeypatch.setattr("hapo_lab.policy.logprobs.attention_masks", lambda config, visible, positions, dtype: additive(
         visible, dtype)[None, None])
     with pytest.raises(ValueError, match="'mistral' is refused"):
         verify(model, "mistral")
@@ -329,13 +331,13 @@ def test_an_engine_that_samples_from_another_policy_stops_the_run_before_its_fir
                                             r"log-probabilities of the same tokens differ by [\d.]+ on average, and "
                                             r"rounding in float32 explains 0.001\."):
         next(iter(trainer))
-    assert all(torch.equal(p, q) for p, q in zip(before, fresh.trainable()))
+    assert all(torch.equal(p, q) for p, q in zip(before, fresh.trainable(), strict=True))
     assert not trainer.log.steps
 
 
 def test_an_engine_is_compared_on_256_tokens_at_most(fresh, sums, monkeypatch):
     tokens = []
-    monkeypatch.setattr("hapo_lab.agreement.completion_logprobs", lambda model, prompts, completions, temperature: (
+    monkeypatch.setattr("hapo_lab.policy.agreement.completion_logprobs", lambda model, prompts, completions, temperature: (
         tokens.append(sum(len(c) for c in completions[0])), completion_logprobs(model, prompts, completions, temperature))[1])
     row = (tuple(range(10, 50)), (0.0,) * 40)
     assert engine_gap(fresh.model, PROMPTS, [[row] * 4] * 2, 1.0) > TOLERANCE[torch.float32]

@@ -18,24 +18,28 @@ import numpy as np
 import pytest
 from conftest import teach_alone
 
-from hapo_lab import dashboard as dashboards
-from hapo_lab.dashboard import Dashboard
-from hapo_lab.drawing import projector, style, to_png
-from hapo_lab.figures import comparison_figure, group_figure, run_names, training_figure
 from hapo_lab.gate import BetaGate
-from hapo_lab.methods import GATES, GRPO, HAPO, LUFFY, SFT
-from hapo_lab.records import RunLog, StepRecord, progress_line, seconds_left
+from hapo_lab.gates import GATES
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
+from hapo_lab.notebook import dashboard as dashboards
+from hapo_lab.notebook.dashboard import Dashboard
+from hapo_lab.pictures.figures import comparison_figure, group_figure, run_names, training_figure
+from hapo_lab.pictures.style import projector, style, to_png
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.progress import progress_line, seconds_left
+from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Group, Rollout
 
 DEMONSTRATION = Rollout((1, 2, 3), "7 times 8 is 56.\nAnswer: 56", 1.0, teacher=True)
 METHODS = {m.name: m for m in (HAPO, GRPO, LUFFY, SFT)}
 
 
-def about(method, planned=40, size=8, seed=0):
+def manifest(method, planned=40, size=8, seed=0):
     gate = method.gate
     numbers = {f: getattr(gate, f) for f in ("alpha", "beta", "threshold")} if isinstance(gate, BetaGate) else {}
     return {"model": "smollm2-135m", "task": "times table",
-            "method": {"name": method.name, "gate": {"kind": type(gate).__name__, **numbers}, "teacher_seats": method.teacher_seats},
+            "method": {"name": method.name, "gate": {"kind": type(gate).__name__, **numbers},
+                       "teacher_seats": method.teacher_seats},
             "config": {"steps": planned, "prompts": 4, "group_size": size, "eval_every": 10, "seed": seed}}
 
 
@@ -48,9 +52,10 @@ def record(step, groups, sampled, **changes) -> StepRecord:
         decisions=tuple(g.decision for g in groups), replaced=tuple(g.replaced for g in groups),
         advantages=tuple(tuple(g.advantages.tolist()) for g in groups),
         teacher_samples=sum(int(g.teacher_mask.sum()) for g in groups), without_demonstration=0,
-        dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups), updated=True, loss=None, grad_norm=None,
-        teacher_share=None, teacher_logp=None, clip_fraction=None, entropy=None, kl=None, heldout=None, learning_rate=4e-4,
-        tokens_sampled=500, tokens_trained=500, seconds={"rollout": 4.0, "gate": 0.01, "update": 5.0}), **changes)
+        dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups), updated=True, loss=None,
+        grad_norm=None, teacher_share=None, teacher_logp=None, clip_fraction=None, entropy=None, kl=None, heldout=None,
+        learning_rate=4e-4, tokens_sampled=500, tokens_trained=500,
+        seconds={"rollout": 4.0, "gate": 0.01, "update": 5.0}), **changes)
 
 
 def group(successes, n=8, key="times") -> Group:
@@ -59,7 +64,7 @@ def group(successes, n=8, key="times") -> Group:
 
 def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, prompts=4) -> RunLog:
     """Rewards that rise from 0 to .95; `successes`: S of every step's groups instead."""
-    log, rng, n = RunLog(about(method, planned, size, seed)), np.random.default_rng(seed), size - method.teacher_seats
+    log, rng, n = RunLog(manifest(method, planned, size, seed)), np.random.default_rng(seed), size - method.teacher_seats
     for step in range(1, steps + 1):
         p = 0.95 / (1 + np.exp(-(step - 0.3 * planned) / (0.08 * planned)))
         sampled = [group(s, n) for s in successes or rng.binomial(n, p, prompts)]
@@ -72,7 +77,8 @@ def a_log(method=HAPO, steps=40, planned=40, successes=None, size=8, seed=0, pro
 
 
 def changed(log, after_step, **numbers) -> RunLog:
-    log.event("changed", after_step=after_step, gate={"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8} | numbers)
+    gate = {"kind": "BetaGate", "alpha": 1.0, "beta": 1.0, "threshold": 0.8} | numbers
+    log.event("changed", after_step=after_step, gate=gate)
     return log
 
 
@@ -115,8 +121,8 @@ def test_nothing_leaves_the_picture_and_no_title_meets_its_neighbour(log, large)
 
 def test_titles_state_the_facts():
     figure = training_figure(a_log(successes=(0, 3, 6, 7, 8, 8, 8, 8), steps=10))
-    assert titles(figure) == ["Student 0.75, held-out 0.30", "16 tokens, none cut", "Teacher in 3 of 8 groups", "3 of 8 groups below 0.8",
-                              "Posterior mean 0.70, at first 0.70", "Injects up to S = 6 of 8"]
+    assert titles(figure) == ["Student 0.75, held-out 0.30", "16 tokens, none cut", "Teacher in 3 of 8 groups",
+                              "3 of 8 groups below 0.8", "Posterior mean 0.70, at first 0.70", "Injects up to S = 6 of 8"]
     assert all(label in texts(figure) for label in ("0/8", "3/8", "6/8", "7/8", "8/8 ×4", "threshold", "student", "held-out"))
     assert training_figure(a_log(successes=(8,), steps=1)).axes[2].get_title(loc="left") == "Teacher in none of 1 groups"
 
@@ -149,7 +155,8 @@ def test_colours_say_who():
     assert hexes(reward.collections[0].get_facecolor()) == {style.dead}
     assert hexes(teacher.collections[0].get_facecolor()) == {style.teacher} and length.lines[0].get_color() == style.student
     dashed = [line for ax in (posteriors, history) for line in ax.lines if line.get_linestyle() == "--"]
-    assert [line.get_color() for line in dashed] == ["black"] * 2 and dashed[0].get_xdata()[0] == dashed[1].get_ydata()[0] == 0.8
+    assert [line.get_color() for line in dashed] == ["black"] * 2
+    assert dashed[0].get_xdata()[0] == dashed[1].get_ydata()[0] == 0.8
     assert {line.get_color() for line in posteriors.lines} == {style.teacher, style.student, style.dead, "black"}
     assert hexes(history.collections[0].get_facecolor()) == {style.teacher, style.student, style.dead}
     assert (style.student, style.teacher, style.held_out, style.dead) == ("#0072B2", "#D55E00", "#009E73", "#999999")
@@ -169,9 +176,10 @@ def test_ladder_lamps_follow_the_runs_gate_and_group_size():
 
 def test_an_unknown_gate_shows_what_it_did():
     log = a_log(successes=(0, 7), steps=2)
-    log.about["method"]["gate"] = "MyGate()"
+    log.manifest["method"]["gate"] = "MyGate()"
     figure = training_figure(log)
-    assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"] and "unseen" in texts(figure)
+    assert titles(figure)[3::2] == ["The gate opens in 1 of 2 groups", "The gate's decisions so far"]
+    assert "unseen" in texts(figure)
 
 
 @pytest.mark.parametrize("kind", GATES)
@@ -184,7 +192,7 @@ def test_a_run_with_any_gate_is_drawn(kind):
 
 def test_a_gate_that_holds_a_gate_is_drawn_with_its_changes():
     log, held = a_log(), {"kind": "mine.py:Every", "sha256": "0", "steps": 2, "asks": {"kind": "HardGate"}}
-    log.about["method"]["gate"] = held
+    log.manifest["method"]["gate"] = held
     log.event("resumed", after_step=9, gate=held | {"asks": {"kind": "NeverGate"}})
     log.event("changed", after_step=19, gate=held | {"steps": 5})
     figure = training_figure(log)
@@ -276,7 +284,8 @@ def test_projector_enlarges_all_later_type():
 
 
 def test_no_state_outside_the_figure():
-    code = ("import sys, hapo_lab.dashboard\nfrom hapo_lab import figures\nfrom hapo_lab.drawing import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
+    code = ("import sys, hapo_lab.notebook.dashboard\nfrom hapo_lab.pictures import figures\n"
+            "from hapo_lab.pictures.style import to_png\nimport matplotlib as m\nbefore = m.rcParams.copy()\n"
             "sys.path.insert(0, 'tests')\nfrom test_figures import a_log, group, teach_alone, HAPO, DEMONSTRATION\n"
             "for f in (figures.training_figure(a_log()), figures.comparison_figure([a_log()]),\n"
             "          figures.group_figure(teach_alone(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
@@ -285,7 +294,7 @@ def test_no_state_outside_the_figure():
 
 
 def test_nothing_above_the_figures_imports_matplotlib():
-    code = "import sys, hapo_lab.trainer, hapo_lab.methods, hapo_lab.records\nassert not {'matplotlib', 'ipywidgets'} & set(sys.modules)"
+    code = "import sys, hapo_lab.training.background\nassert not {'matplotlib', 'ipywidgets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
@@ -310,8 +319,10 @@ def test_a_users_dark_style_does_not_leak_in():
 
 def test_progress_line_and_time_left():
     log = a_log(steps=19, planned=40)
-    assert progress_line(log).startswith("step 19 of 40   student 0.") and progress_line(log).endswith("groups   3 min 9 s left")
-    log.steps[9] = replace(log.steps[9], seconds=log.steps[9].seconds | {"evaluate": 20.0})  # and three more to come: 20, 30, 40
+    line = progress_line(log)
+    assert line.startswith("step 19 of 40   student 0.") and line.endswith("groups   3 min 9 s left")
+    seconds = log.steps[9].seconds | {"evaluate": 20.0}  # and three more to come: 20, 30, 40
+    log.steps[9] = replace(log.steps[9], seconds=seconds)
     assert seconds_left(log) == pytest.approx(21 * 9.01 + 3 * 20)
     assert progress_line(a_log(steps=0)) == "step 0 of 40"
     assert progress_line(a_log(steps=40)).endswith("6 min 0 s in all")
@@ -322,7 +333,7 @@ def test_progress_line_and_time_left():
 
 def growing(full: RunLog):
     """A log that a loop fills, as the trainer does."""
-    log = RunLog(full.about)
+    log = RunLog(full.manifest)
 
     def steps():
         for r in full.steps:

@@ -7,15 +7,17 @@ import torch
 from conftest import as_new
 from test_durable import SMALL, contents
 
-from hapo_lab.batch import Batch
-from hapo_lab.evaluate import Evaluation, grade, prompt_ids
-from hapo_lab.learner import Learner, NotFinite
+from hapo_lab.engines.protocol import EngineError, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.loss import AGGREGATIONS
 from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, judge, teach
-from hapo_lab.models import load_policy
-from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
+from hapo_lab.policy.models import load_policy
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.training.batch import Batch
+from hapo_lab.training.config import Config
+from hapo_lab.training.evaluation import Evaluation, grade, prompt_ids
+from hapo_lab.training.learner import Learner, NotFinite
+from hapo_lab.training.trainer import Trainer
 
 TEACHER = Rollout((10, 11, 12, 2), "", 1.0, teacher=True)
 CONFIG = Config(group_size=4, max_grad_norm=1e9)
@@ -23,7 +25,7 @@ CONFIG = Config(group_size=4, max_grad_norm=1e9)
 
 def loaded_in(dtype):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hapo_lab.models.compute_dtype", lambda device: dtype)
+        patch.setattr("hapo_lab.policy.models.compute_dtype", lambda device: dtype)
         return load_policy("tiny", seed=0)
 
 
@@ -77,7 +79,8 @@ def test_gradients_in_float16_are_float32s_at_a_large_batch(fresh, half, sums):
         gradients_of(Learner(p, method, CONFIG, sampling), groups) for p in (fresh, moved(half)))
     for a, b in zip(exact, found, strict=True):
         assert torch.cosine_similarity(a.flatten().double(), b.flatten().double(), 0) > 0.999
-    whole, error = (torch.cat([x.flatten() for x in gradient]) for gradient in (exact, [a - b for a, b in zip(exact, found)]))
+    errors = [a - b for a, b in zip(exact, found, strict=True)]
+    whole, error = (torch.cat([x.flatten() for x in gradient]) for gradient in (exact, errors))
     assert error.norm() < 0.02 * whole.norm()
     assert figures["skipped"] == 0 and figures["grad_norm"] == pytest.approx(whole.norm().item(), rel=0.02)
 

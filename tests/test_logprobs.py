@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hapo_lab.decoder import Head
-from hapo_lab.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.policy.decoder import Head
+from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
 
 VOCABULARY = 97
 
@@ -31,7 +31,7 @@ COMPLETIONS = [[[9], [10, 11, 12]], [[13, 14], [15], [16, 17, 18, 19]]]
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_groups_equal_each_completion_alone(model, temperature):
     logp, entropy, mask = completion_logprobs(model, PROMPTS, COMPLETIONS, temperature)
-    alone = [naive(model, p, c, temperature) for p, group in zip(PROMPTS, COMPLETIONS) for c in group]
+    alone = [naive(model, p, c, temperature) for p, group in zip(PROMPTS, COMPLETIONS, strict=True) for c in group]
     torch.testing.assert_close(logp[mask], torch.cat([a for a, _ in alone]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy[mask], torch.cat([h for _, h in alone]), atol=1e-5, rtol=1e-5)
     assert mask.sum(1).tolist() == [len(c) for group in COMPLETIONS for c in group]
@@ -40,11 +40,11 @@ def test_packed_groups_equal_each_completion_alone(model, temperature):
 
 def test_gradients_of_packed_groups_equal_the_naive_ones(model):
     weights = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    logp, entropy, mask = completion_logprobs(model, PROMPTS, COMPLETIONS, entropy_gradient=True)
+    logp, entropy, _ = completion_logprobs(model, PROMPTS, COMPLETIONS, entropy_gradient=True)
     parameter = model.model.layers[0].self_attn.q_proj.weight
     found, = torch.autograd.grad(((logp + 0.3 * entropy) * weights).sum(), parameter)
-    alone = [naive(model, p, c) for p, group in zip(PROMPTS, COMPLETIONS) for c in group]
-    total = sum(((lp + 0.3 * h) * w[:len(lp)]).sum() for (lp, h), w in zip(alone, weights))
+    alone = [naive(model, p, c) for p, group in zip(PROMPTS, COMPLETIONS, strict=True) for c in group]
+    total = sum(((lp + 0.3 * h) * w[:len(lp)]).sum() for (lp, h), w in zip(alone, weights, strict=True))
     expected, = torch.autograd.grad(total, parameter)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

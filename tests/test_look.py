@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from hapo_lab import look, widgets
-from hapo_lab.drawing import projector, to_png
-from hapo_lab.records import RunLog, progress_line, shipped_run
+from hapo_lab.notebook import widgets
+from hapo_lab.pictures import inside
+from hapo_lab.pictures.style import projector, to_png
+from hapo_lab.runs.log import RunLog, shipped_run
+from hapo_lab.runs.progress import progress_line
 
 
 @pytest.fixture(scope="module")
@@ -20,27 +22,27 @@ def says(figure) -> str:
 
 @pytest.mark.parametrize("name", ["tiny-hapo-0", "tiny-grpo-0", "hapo-0", "sft-0"])
 def test_health_has_a_panel_for_each_sign_whatever_was_measured(name):
-    figure = look.health(shipped_run(name))
+    figure = inside.health(shipped_run(name))
     assert len(figure.axes) == 6 and "health after step" in says(figure)
     assert to_png(figure).startswith(b"\x89PNG")
     assert ("Teacher's log p: not measured yet" in says(figure)) is (name == "tiny-grpo-0")
 
 
 def test_health_says_how_often_float16_overflowed(log):
-    assert "overflowed" not in says(look.health(log))
-    sick = RunLog(log.about)
+    assert "overflowed" not in says(inside.health(log))
+    sick = RunLog(log.manifest)
     sick.steps = [replace(log.steps[0], skipped=2), replace(log.steps[1], skipped=1)]
-    assert "float16 overflowed 3 times" in says(look.health(sick))
+    assert "float16 overflowed 3 times" in says(inside.health(sick))
     assert "float16 overflowed 3 times" in progress_line(sick) and "overflowed" not in progress_line(log)
 
 
 def test_health_of_a_run_without_steps_says_so():
-    empty = RunLog(shipped_run("hapo-0").about)
-    assert says(look.health(empty)).count("not measured yet") == 6
+    empty = RunLog(shipped_run("hapo-0").manifest)
+    assert says(inside.health(empty)).count("not measured yet") == 6
 
 
 def test_a_group_s_page_marks_the_teacher_and_who_was_replaced(log):
-    figure, table = look.group_page(log, step=1, number=3)
+    figure, table = inside.group_page(log, step=1, number=3)
     assert "the teacher takes seat" in says(figure)
     assert table.count("<td style='text-align:left'>teacher</td>") == 1 == table.count(">replaced</td>")
     assert table.count(">student</td>") == 7 and "the end must be" in table
@@ -50,25 +52,25 @@ def test_markup_in_a_completion_is_shown_and_not_obeyed(log):
     from dataclasses import replace
     group = log.groups_of(1)[0]
     group = replace(group, rollouts=(replace(group.rollouts[0], text="<b>x</b>"), *group.rollouts[1:]))
-    assert "&lt;b&gt;x&lt;/b&gt;" in look._completions(group)
+    assert "&lt;b&gt;x&lt;/b&gt;" in inside._completions(group)
 
 
 @pytest.mark.parametrize("step, number, sentence", [(0, 1, "there is no step 0"), (61, 1, "there is no step 61"),
                                                     (1, 9, "there is no group 9")])
 def test_what_is_not_there_is_said_in_a_sentence(log, step, number, sentence):
     with pytest.raises(ValueError, match=sentence):
-        look.group_page(log, step, number)
+        inside.group_page(log, step, number)
 
 
 def test_the_replay_of_the_run_s_own_gate_is_what_was_recorded(log):
-    figure, numbers = look.replay_figure(log, 60)
+    figure, numbers = inside.replay_figure(log, 60)
     assert numbers["replayed"] == numbers["recorded"] == [sum(r.decisions) for r in log.steps]
-    assert look.REPLAY[1:] in says(figure)
+    assert inside.REPLAY[1:] in says(figure)
 
 
 def test_another_gate_would_have_decided_otherwise(log):
-    assert sum(look.replay_figure(log, 60, threshold=0.01)[1]["replayed"]) == 0
-    assert look.replay_figure(log, 10, beta=6)[1]["replayed"] == [8] * 10  # it can't close
+    assert sum(inside.replay_figure(log, 60, threshold=0.01)[1]["replayed"]) == 0
+    assert inside.replay_figure(log, 10, beta=6)[1]["replayed"] == [8] * 10  # it can't close
 
 
 def test_the_scrubber_answers_with_a_ladder_and_a_sentence_where_the_gate_has_no_meaning(log):

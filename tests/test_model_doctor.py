@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from hapo_lab.chat import prompt_ids
-from hapo_lab.cli import main
-from hapo_lab.model_doctor import PROMPT, SURPRISE, chi_square, saved_bytes
-from hapo_lab.models import PRESETS
-from hapo_lab.rollouts import Sampling, TransformersEngine
+from hapo_lab.commands.cli import main
+from hapo_lab.commands.model_doctor import PROMPT, SURPRISE, chi_square, saved_bytes
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.models import PRESETS
 
 
 def examine(capsys, *arguments) -> tuple[int, str]:

@@ -4,12 +4,14 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from hapo_lab import disk, models
-from hapo_lab.chat import prompt_ids
-from hapo_lab.doctor import gradient_agreement
-from hapo_lab.logprobs import completion_logprobs
-from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine
-from hapo_lab.tasks import load_task
+from hapo_lab.commands.doctor import gradient_agreement
+from hapo_lab.engines.protocol import EngineError, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.policy import models
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.logprobs import completion_logprobs
+from hapo_lab.reproducibility import disk
+from hapo_lab.tasks.builtin import load_task
 
 PROBLEM = load_task(seed=0).train[0]
 

@@ -1,4 +1,4 @@
-"""The notebooks: what is committed, and the main job run from top to bottom by the README's command."""
+"""The notebooks: what is committed, and the main job run from top to bottom by the README's first command."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hapo_lab import checks
+from hapo_lab.notebook import exercises
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -37,9 +37,10 @@ def code_of(path) -> list[str]:
 
 def checked_in(path) -> list[str]:
     """The exercises' names, in the order of their checks."""
-    return [name for source in code_of(path) for name in re.findall(r"checks\.(\w+)\(", source)]
+    return [name for source in code_of(path) for name in re.findall(r"exercises\.(\w+)\(", source)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)
 def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -58,7 +59,7 @@ def test_every_exercise_has_a_check_and_a_solution():
     asked = [name for path in LESSONS for name in checked_in(path)]
     assert len(LESSONS) == 6 and asked == checked_in(SOLUTIONS)  # each once, in the same order
     assert all(checked_in(path) for path in LESSONS[1:])
-    assert sorted(asked) == sorted(checks.exercises())
+    assert sorted(asked) == sorted(exercises.exercises())
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -81,6 +82,7 @@ def test_what_every_lesson_holds(path):
 OWN_TASK = ROOT / "notebooks" / "08_your_own_task.ipynb"
 
 
+@pytest.mark.soak
 def test_your_own_task_runs_from_top_to_bottom(monkeypatch, tmp_path):
     """It asserts what it expects."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -107,6 +109,7 @@ def test_the_training_cell_is_at_most_ten_lines():
     assert len(training.splitlines()) <= 10
 
 
+@pytest.mark.soak
 def test_the_main_job(main_job):
     """Its notebook asserts what it expects."""
     done, run = main_job.done, main_job.run

@@ -4,18 +4,22 @@ import functools
 import json
 import sys
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import pytest
 import torch
 from conftest import as_new
 
-from hapo_lab.cli import main
-from hapo_lab.gate import BetaGate, HardGate
+from hapo_lab.commands.cli import main
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import HardGate
 from hapo_lab.loss import group_advantages
-from hapo_lab.methods import HAPO, Method, get_gate, get_method, get_shaping, method_from
-from hapo_lab.records import RunLog
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, resume
+from hapo_lab.methods import HAPO, Method
+from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping, method_described, method_from
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer, resume
 
 SMALL = Config(steps=2, prompts=2, group_size=4, warmup=1, save_every=1, eval_every=0)
 MINE = '''
@@ -23,7 +27,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hapo_lab.gate import BetaGate, Gate
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import Gate
 from hapo_lab.methods import HAPO, Method
 
 
@@ -40,6 +45,10 @@ class Every:
         step = state.get("step", 0) + 1
         return decisions & (step % self.steps == 0), posterior, {"step": step}
 
+    def chances(self, state, key, trials, others=()):
+        asks = (state.get("step", 0) + 1) % self.steps == 0
+        return asks * self.asks.chances({}, key, trials, others)
+
 
 class Counting:
     """Holds what no field names."""
@@ -47,7 +56,7 @@ class Counting:
     def __init__(self, limit=3):
         self.limit = limit
 
-    decide = Every.decide
+    decide, chances = Every.decide, Every.chances
 
 
 def square(logp):
@@ -76,7 +85,7 @@ def mine(tmp_path):
 
 
 def again(method):
-    return method_from(json.loads(json.dumps(method.described())))
+    return method_from(json.loads(json.dumps(method_described(method))))
 
 
 # described, and had again
@@ -87,7 +96,7 @@ def test_a_gate_of_ones_own_may_hold_gates(mine):
     outer = replace(outer, asks=replace(outer, asks=HardGate()), also=(BetaGate(threshold=.5), 0.25, "word"))
     method = replace(HAPO, gate=outer, eps_high=float("inf"))
     assert again(method) == method
-    described = method.described()["gate"]
+    described = method_described(method)["gate"]
     assert described["kind"] == f"{mine}:Every" and described["asks"]["asks"] == {"kind": "HardGate"}
 
 
@@ -115,11 +124,11 @@ def test_what_a_python_module_holds_is_named_by_its_file(mine, monkeypatch):
 
 def test_a_file_that_changed_is_another_part(mine):
     method = get_method(f"{mine}:MINE")
-    described = method.described()
+    described = method_described(method)
     mine.write_text(MINE.replace("== 0)", "== 1)"))
     with pytest.raises(ValueError, match="mine.py has changed since the run was made: bring the old file back"):
         method_from(described)
-    assert get_method(f"{mine}:MINE").described()["gate"]["sha256"] != described["gate"]["sha256"]
+    assert method_described(get_method(f"{mine}:MINE"))["gate"]["sha256"] != described["gate"]["sha256"]
 
 
 def test_a_file_that_is_edited_while_a_run_trains_changes_nothing_in_it(fresh, sums, mine, tmp_path, monkeypatch):
@@ -199,7 +208,7 @@ def test_what_ran_is_what_resumes(tiny, sums, mine, tmp_path, name):
     for policy in as_new(tiny):
         whole = list(Trainer(policy, sums, method, replace(SMALL, steps=3), folder=tmp_path / "whole"))
     for policy in as_new(tiny):
-        list(zip(range(2), Trainer(policy, sums, method, replace(SMALL, steps=3), folder=tmp_path / "run")))
+        list(islice(Trainer(policy, sums, method, replace(SMALL, steps=3), folder=tmp_path / "run"), 2))
     resumed = list(resume(tmp_path / "run"))
     assert [r.advantages for r in resumed] == [r.advantages for r in whole[-len(resumed):]]
     assert [r.loss for r in resumed] == [r.loss for r in whole[-len(resumed):]]
@@ -219,9 +228,9 @@ def test_the_command_line_takes_parts_by_file(mine, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(run), "--model", "tiny", "--gate", f"{mine}:Every", "--shaping", f"{mine}:square", "--steps", "1",
           "--prompts", "1", "--group-size", "4", "--eval-every", "0"])
-    about = RunLog.load(run).about
-    assert about["method"]["name"] == "HAPO, mine.py:square, mine.py:Every"
-    assert about["method"]["gate"]["kind"] == f"{mine}:Every" and about["method"]["shaping"]["kind"] == f"{mine}:square"
+    manifest = RunLog.load(run).manifest
+    assert manifest["method"]["name"] == "HAPO, mine.py:square, mine.py:Every"
+    assert manifest["method"]["gate"]["kind"] == f"{mine}:Every" and manifest["method"]["shaping"]["kind"] == f"{mine}:square"
     main(["resume", str(run), "--steps", "2"])
     assert len(RunLog.load(run).steps) == 2 and "step 2 of 2" in capsys.readouterr().out
     main(["evaluate", str(run), "--samples", "1"])

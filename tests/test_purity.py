@@ -9,26 +9,26 @@ import mpmath
 import numpy as np
 import pytest
 
-import hapo_lab.purity
-from hapo_lab.gate import (
+import hapo_lab.theory.injection
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import (
     AlwaysGate,
-    BetaGate,
     HardGate,
     NeverGate,
     RunningGate,
     StepAnnealedGate,
     SuccessAnnealedGate,
     ThompsonGate,
-    binomial_cdf,
+    can_close,
 )
-from hapo_lab.purity import (
+from hapo_lab.theory.injection import (
+    binomial_cdf,
     binomial_pmf,
     chernoff_bound,
     hoeffding_bound,
     injection_bracket,
     injection_chances,
     injection_probability,
-    present_chances,
     purity_horizon,
 )
 
@@ -161,7 +161,7 @@ def test_the_present_ladder_is_what_the_gate_would_decide(gate):
     state = {}
     for s in (3, 7):
         _, _, state = gate.decide(state, ["q"], [s], [8], [.5])
-    lamps = present_chances(gate, state, "q", 8)
+    lamps = gate.chances(state, "q", 8)
     for s in range(9):
         for u in (.001, .2, .7, .999):
             assert gate.decide(state, ["q"], [s], [8], [u])[0].item() == (u < lamps[s])
@@ -226,7 +226,7 @@ def test_a_larger_group_is_worse_before_it_is_better():
 @pytest.mark.parametrize("n", range(1, 33))
 def test_the_probability_vanishes_as_mu_goes_to_one_just_where_the_gate_can_close(n):
     closes = not math.isnan(purity_horizon(1e-9, n, BetaGate()))
-    assert closes == BetaGate().can_close(n) == (n >= 3)
+    assert closes == can_close(BetaGate(), n) == (n >= 3)
 
 
 def test_a_thompson_draw_and_an_always_open_gate_stay_open_at_mu_one():
@@ -267,7 +267,7 @@ def test_near_one_a_threshold_that_falls_with_success_erases_just_where_lesson_0
 def test_a_threshold_that_falls_with_success_stays_open_while_the_success_is_poor():
     """It is shut where gamma (1 - rate) <= a0 / (a0 + b0 + N), that is from a rate of .875 on."""
     gate = SuccessAnnealedGate()
-    assert gate.cutoff(8, Fraction(7, 8)) == -1 and gate.cutoff(8, Fraction(6, 8)) == 0
+    assert gate.cutoff_at(Fraction(7, 8), 8) == -1 and gate.cutoff_at(Fraction(6, 8), 8) == 0
     assert float(injection_probability(.5, 8, gate, visit=50)) == pytest.approx(.2656, abs=1e-4)
     assert float(injection_probability(.95, 8, gate, visit=50)) < 1e-10
 
@@ -288,7 +288,7 @@ def test_a_threshold_that_falls_with_success_stays_open_while_the_success_is_poo
     (lambda: injection_bracket(.5, 8, RunningGate(discount=.9), 2, cells=0), "cut into 0 cells; it must be a whole number"),
     (lambda: injection_bracket(.5, 8, RunningGate(discount=.999), 5000), "would visit 9e.10 grid cells"),
     (lambda: hoeffding_bound(.5, 8, ThompsonGate()), "ThompsonGate.* does not compare one binomial count with a cutoff"),
-    (lambda: chernoff_bound(.5, 8, RunningGate(discount=.9)), "RunningGate.*use injection_bracket"),
+    (lambda: chernoff_bound(.5, 8, RunningGate(discount=.9), visit=2), "RunningGate.*use injection_bracket"),
     (lambda: purity_horizon(0, 8, BetaGate()), "target is 0; it must lie between 0 and 1, such as 0.01"),
     (lambda: purity_horizon(.1, 8, BetaGate(), "markov"), "'markov' is not known; choose one of exact, hoeffding, chernoff")])
 def test_wrong_input_is_one_sentence(call, sentence):
@@ -298,5 +298,5 @@ def test_wrong_input_is_one_sentence(call, sentence):
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(hapo_lab.purity).failed == 0
+    assert doctest.testmod(hapo_lab.theory.injection).failed == 0
     assert injection_chances(.5, 8, BetaGate()).tolist() == [1] * 7 + [0] * 2

@@ -1,18 +1,18 @@
 """Lesson 07's pictures: their numbers, the meter's lamps, and wrong input."""
 
-import time
 
 import numpy as np
 import pytest
 from conftest import assert_inside
 
-from hapo_lab import purity_figures as figures
-from hapo_lab.drawing import projector, to_png
-from hapo_lab.exact_gradient import learning_curve
-from hapo_lab.gate import BetaGate, NeverGate, RunningGate, ThompsonGate
-from hapo_lab.methods import GATES, GRPO, HAPO
-from hapo_lab.purity import chernoff_bound, injection_chances, injection_probability
-from hapo_lab.purity_runs import SHIPPED, read
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import GATES, NeverGate, RunningGate, ThompsonGate
+from hapo_lab.methods import GRPO, HAPO
+from hapo_lab.pictures import purity as figures
+from hapo_lab.pictures.style import projector, to_png
+from hapo_lab.theory.exact_gradient import learning_curve
+from hapo_lab.theory.injection import chernoff_bound, injection_chances, injection_probability
+from hapo_lab.theory.purity_runs import SHIPPED, read
 
 
 def says(figure) -> str:
@@ -35,7 +35,7 @@ def test_every_gate_can_be_put_under_the_meter(kind):
     gate = figures.gate_of(kind, 2.0, 1.0, 0.7)
     figure, numbers = figures.meter(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3)
     assert numbers["injection"] == pytest.approx(float(injection_probability(0.9, 8, gate, 3)), rel=1e-9)
-    assert ("chernoff" in numbers) == figures.has_bounds(gate) == (kind not in ("thompson", "by-success"))
+    assert ("chernoff" in numbers) == (kind not in ("thompson", "by-success"))
     assert to_png(figure).startswith(b"\x89PNG")
     assert figures.meter_line(0.9, 8, kind, 2.0, 1.0, 0.7, visit=3).count("border-radius:50%") == 9
 
@@ -47,19 +47,6 @@ def test_the_lamps_of_a_gate_that_is_not_sure_are_filled_as_far_as_it_injects():
     assert ">erases</td>" in figures.meter_line(trials=6, kind="always") and ">erases</td>" in figures.meter_line(trials=6)
     early, late = (figures.meter_line(0.95, 8, "running", visit=v) for v in (1, 50))
     assert early.count(">inject</td>") == 7 and late.count(">leave</td>") > 3  # S = 6 can't outweigh 49 good visits
-
-
-def test_the_meter_answers_in_well_under_a_second():
-    for kind in GATES:
-        figures.meter(0.8, 64, kind, visit=7)
-        best = min(_seconds(lambda kind=kind: to_png(figures.meter(0.9, 64, kind, visit=7)[0])) for _ in range(3))
-        assert best < 0.9, kind
-
-
-def _seconds(work) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 @pytest.mark.parametrize("settings, sentence", [

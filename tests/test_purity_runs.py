@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from hapo_lab.gate import RunningGate
-from hapo_lab.methods import GATES, HAPO, get_gate
-from hapo_lab.purity import binomial_pmf, injection_probability
-from hapo_lab.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
-from hapo_lab.trainer import Config, Trainer
+from hapo_lab.gates import GATES, RunningGate
+from hapo_lab.methods import HAPO
+from hapo_lab.reproducibility.catalogue import get_gate
+from hapo_lab.theory.injection import binomial_pmf, injection_probability
+from hapo_lab.theory.purity_runs import SHIPPED, PurityRun, outcome, prediction, read, step_chances, write
+from hapo_lab.training.config import Config
+from hapo_lab.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORYLESS = [get_gate(name) for name in ("beta", "always", "never", "hard", "thompson")]
@@ -34,8 +36,8 @@ def test_too_few_other_rollouts_are_refused():
         prediction(np.zeros((1, 9)), [3], 7)
 
 
-@pytest.mark.parametrize("gate", [get_gate("running", discount=.5), get_gate("by-step", steps=3), get_gate("by-success", window=2)],
-                         ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", [get_gate("running", discount=.5), get_gate("by-step", steps=3),
+                                  get_gate("by-success", window=2)], ids=lambda gate: type(gate).__name__)
 def test_the_chances_of_a_gate_that_remembers_are_its_decisions(gate):
     state, rng = {}, np.random.default_rng(0)
     for _ in range(4):
@@ -62,6 +64,7 @@ def test_a_run_is_put_in_short_written_and_read(fresh, sums, tmp_path):
     assert (tmp_path / "runs.jsonl.gz").read_bytes() == (tmp_path / "again.jsonl.gz").read_bytes()
 
 
+@pytest.mark.soak
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     spec = spec_from_file_location("purity_runs_benchmark", ROOT / "benchmarks" / "purity_runs.py")
     script = module_from_spec(spec)
@@ -97,9 +100,10 @@ def test_shipped_runs_differ_in_seed_and_gate_alone_and_decide_as_their_gate_doe
     runs, reference = read(SHIPPED / f"{setting}.jsonl.gz"), read(SHIPPED / "beta.jsonl.gz")
     assert [run.seed for run in runs] == [0, 1, 2, 3, 4] and {run.setting for run in runs} == {setting}
     for run, other in zip(runs, reference, strict=True):
-        assert run.about["config"] == other.about["config"] and run.problems == other.problems
-        assert {**run.about["method"], "gate": 0, "name": 0} == {**other.about["method"], "gate": 0, "name": 0}
-        assert len(run.successes) == run.about["config"]["steps"] and sorted(run.spare, key=int) == sorted(other.spare, key=int)
+        assert run.manifest["config"] == other.manifest["config"] and run.problems == other.problems
+        assert {**run.manifest["method"], "gate": 0, "name": 0} == {**other.manifest["method"], "gate": 0, "name": 0}
+        assert len(run.successes) == run.manifest["config"]["steps"]
+        assert sorted(run.spare, key=int) == sorted(other.spare, key=int)
         assert [decisions for _, _, decisions in run.replayed()] == run.decisions
         assert all(0 <= right <= run.spare_trials for rights in run.spare.values() for right in rights)
 

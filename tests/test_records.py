@@ -14,12 +14,14 @@ import pytest
 import torch
 from conftest import teach_alone
 
-from hapo_lab.dashboard import watch
 from hapo_lab.methods import HAPO
-from hapo_lab.records import COMPLETION_CHARACTERS, RunLog, StepRecord
+from hapo_lab.notebook.dashboard import watch
+from hapo_lab.runs.log import COMPLETION_CHARACTERS, RunLog
+from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Rollout
 
-ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5}, "versions": {"torch": "2"}}
+ABOUT = {"method": {"name": "HAPO", "gate": {"kind": "BetaGate", "threshold": .8}}, "config": {"steps": 5},
+         "versions": {"torch": "2"}}
 
 
 def record(step):
@@ -55,7 +57,7 @@ def rows(log, name):
 
 def test_a_run_reads_back_as_it_was_written(log):
     read = RunLog.load(log.folder)
-    assert (read.about, read.steps, read.events) == (log.about, log.steps, log.events)
+    assert (read.manifest, read.steps, read.events) == (log.manifest, log.steps, log.events)
     assert read.steps == [record(1), record(2), record(3)]
     assert (read.name, read.planned) == ("HAPO", 5)
 
@@ -138,7 +140,7 @@ def test_rewinding_works_in_memory(groups):
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(log):
     with pytest.raises(ValueError, match="one holds a run already: continue it .*, or choose another folder"):
         RunLog({"method": {"name": "other"}}, log.folder).create()
-    assert RunLog.load(log.folder).about == ABOUT
+    assert RunLog.load(log.folder).manifest == ABOUT
 
 
 def test_a_folder_without_a_run_is_refused_by_name(tmp_path):

@@ -5,12 +5,15 @@ import torch
 from hostile import engines, fits, make_hostile, trainers
 from transformers import GenerationConfig
 
-from hapo_lab.chat import prompt_ids
-from hapo_lab.cli import main
-from hapo_lab.evaluate import evaluate, grade
+from hapo_lab.commands.cli import main
+from hapo_lab.engines.protocol import Completion, EngineError, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
-from hapo_lab.rollouts import Completion, EngineError, Sampling, TransformersEngine
-from hapo_lab.trainer import Config, Trainer, TrainingError
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.training.config import Config
+from hapo_lab.training.evaluation import evaluate, grade
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 both_modes = pytest.mark.parametrize("own_copy", [True, False])
 
@@ -85,7 +88,7 @@ def test_the_command_line_says_it_in_one_sentence(whole, monkeypatch, broken, tm
     broken.model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "run.json").write_text((whole / "run.json").read_text())
     (tmp_path / "steps.jsonl").write_text("")
-    monkeypatch.setattr("hapo_lab.cli.policy_of", lambda *_, **__: broken)
+    monkeypatch.setattr("hapo_lab.commands.cli.policy_of", lambda *_, **__: broken)
     with pytest.raises(SystemExit, match=r"^hapo_lab: tiny gives NaN for log-probabilities"):
         main(["evaluate", str(tmp_path)])
 

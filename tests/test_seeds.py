@@ -8,14 +8,15 @@ import pytest
 import torch
 from conftest import as_new
 
-from hapo_lab.cli import main
-from hapo_lab.evaluate import evaluate
+from hapo_lab.commands.cli import main
 from hapo_lab.methods import HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.seeds import derive
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, gate_uniforms, resume
+from hapo_lab.policy.models import load_policy
+from hapo_lab.reproducibility.seeds import derive, gate_uniforms
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.trainer import Trainer, resume
 
 SMALL = Config(steps=2, prompts=2, group_size=4, warmup=1, eval_every=1, eval_samples=1)
 
@@ -100,9 +101,9 @@ def test_a_run_from_python_with_another_seed_is_examined_on_its_own_held_out_pro
 def test_the_command_line_sets_each_seed(tmp_path):
     main(["train", str(tmp_path), "--model", "tiny", "--seed", "3", "--task-seed", "0", "--adapter-seed", "5",
           "--order-seed", "6", "--steps", "1", "--prompts", "1", "--group-size", "2", "--eval-every", "0"])
-    about = RunLog.load(tmp_path).about
-    assert about["problems"] == json.loads(json.dumps(load_task("sums", 0).identity)) and about["lora"]["seed"] == 5
-    assert (about["config"]["seed"], about["config"]["order_seed"], about["config"]["sampling_seed"]) == (3, 6, None)
+    manifest = RunLog.load(tmp_path).manifest
+    assert manifest["problems"] == json.loads(json.dumps(load_task("sums", 0).identity)) and manifest["lora"]["seed"] == 5
+    assert (manifest["config"]["seed"], manifest["config"]["order_seed"], manifest["config"]["sampling_seed"]) == (3, 6, None)
     trained = resume(tmp_path).policy
     expected = load_policy("tiny", seed=5)
     a = next(name for name, _ in trained.model.named_parameters() if "lora_A" in name)

@@ -4,20 +4,9 @@ from datetime import datetime
 
 import pytest
 
-from hapo_lab.tasks import (
-    TASKS,
-    Problem,
-    Task,
-    Verdict,
-    iso_date,
-    json_record,
-    load_task,
-    question,
-    sums,
-    verify_end,
-    verify_iso_date,
-    verify_json_record,
-)
+from hapo_lab.tasks.builtin import TASKS, iso_date, json_record, load_task, sums
+from hapo_lab.tasks.problem import Problem, Task, Verdict, question
+from hapo_lab.tasks.verifiers import verify_end, verify_iso_date, verify_json_record
 
 every_task = pytest.mark.parametrize("name", TASKS)
 seeds = pytest.mark.parametrize("seed", range(5))

@@ -8,10 +8,11 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors import safe_open
 
-from hapo_lab.evaluate import evaluate
-from hapo_lab.models import PRESETS, load_policy
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import DATA, RESERVED_SUMS, load_task
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.policy.models import PRESETS, load_policy
+from hapo_lab.reproducibility.kit import DATA
+from hapo_lab.tasks.builtin import RESERVED_SUMS, load_task
+from hapo_lab.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hapo_lab.evaluate import evaluate
-from hapo_lab.methods import GRPO, HAPO, METHODS, SFT, get_shaping
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import TransformersEngine
-from hapo_lab.tasks import load_task
-from hapo_lab.trainer import Config, Trainer, TrainingError, learning_rate
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
+from hapo_lab.reproducibility.catalogue import get_shaping
+from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.training.config import Config, learning_rate
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 SMALL = Config(steps=3, prompts=2, group_size=3, warmup=1, save_every=1, eval_every=0)
 
@@ -44,7 +47,7 @@ def test_a_first_step_of_hapo_injects_into_the_failed_groups_and_moves_the_adapt
     assert record.kl == pytest.approx(0, abs=1e-6)  # of the policy that sampled: still the base
     assert record.heldout is not None and record.entropy > 0
     assert set(record.seconds) == {"rollout", "gate", "update", "evaluate"}
-    assert record.updated and any(not torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+    assert record.updated and any(not torch.equal(a, b) for a, b in zip(before, adapter(policy), strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,7 +65,7 @@ def test_when_every_group_is_dead_no_optimizer_step_is_taken_and_the_record_says
     before = adapter(policy)
     record, = Trainer(policy, task, GRPO, replace(SMALL, steps=1))
     assert not record.updated and record.loss is None and record.dead_after == 2
-    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy), strict=True))
 
 
 def test_a_problem_without_demonstration_is_left_alone_and_counted(policy, task):
@@ -83,7 +86,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped_bit_for_bit(policy, tas
     list(whole)
     expected = adapter(policy)
 
-    for p, value in zip(policy.trainable(), start):
+    for p, value in zip(policy.trainable(), start, strict=True):
         p.data.copy_(value)
     first = iter(Trainer(policy, task, HAPO, replace(SMALL), folder=tmp_path / "parts"))
     next(first), next(first)
@@ -93,7 +96,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped_bit_for_bit(policy, tas
     resumed = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "parts", resume=True)
     assert [r.step for r in resumed] == [3]
 
-    assert all(torch.equal(a, b) for a, b in zip(expected, adapter(policy)))
+    assert all(torch.equal(a, b) for a, b in zip(expected, adapter(policy), strict=True))
     assert without_times(RunLog.load(tmp_path / "parts")) == without_times(RunLog.load(tmp_path / "whole"))
     assert [e["kind"] for e in RunLog.load(tmp_path / "parts").events] == ["resumed"]
 
@@ -125,7 +128,7 @@ def test_an_interrupt_finishes_the_step_saves_and_lets_iterating_again_go_on(pol
 def test_the_token_budget_changes_memory_and_not_results(policy, task):
     start, results = adapter(policy), []
     for budget in (1, 10_000):
-        for p, value in zip(policy.trainable(), start):
+        for p, value in zip(policy.trainable(), start, strict=True):
             p.data.copy_(value)
         record, = Trainer(policy, task, HAPO, replace(SMALL, steps=1, token_budget=budget))
         results.append((record.loss, record.grad_norm))
@@ -144,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_policy_kept(policy, task, 
     before = adapter(policy)
     with pytest.raises(TrainingError, match="step 1 is refused, because the loss is nan.*as step 0 left it"):
         list(Trainer(policy, task, broken, SMALL, folder=tmp_path / "run"))
-    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy)))
+    assert all(torch.equal(a, b) for a, b in zip(before, adapter(policy), strict=True))
     log = RunLog.load(tmp_path / "run")
     assert log.steps == [] and log.events[0]["kind"] == "refused"
 
@@ -187,3 +190,18 @@ def test_an_evaluation_has_an_interval_over_problems_and_counts_failed_groups(po
     found = evaluate(policy, TransformersEngine(policy), task, samples=2)
     assert (found.success, found.dead) == (0, 1) and found.interval() == (0, pytest.approx(0.8419, abs=1e-4))
     assert "0.0% [0.0%, 84.2%] over 2 problems x 2" in str(found)
+
+
+def test_a_small_model_computes_on_one_thread_and_a_resumed_run_on_as_many_as_it_began_with(fresh, sums, tmp_path):
+    """The count is part of what a run can be repeated by: sums of other lengths round otherwise."""
+    seen, before = [], torch.get_num_threads()
+    trainer = Trainer(fresh, sums, HAPO, replace(SMALL, steps=2), folder=tmp_path)
+    trainer.engine.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    next(iter(trainer))
+    assert fresh.threads == 1 and set(seen) == {1} and trainer.log.manifest["versions"]["threads"] == 1
+    manifest = tmp_path / "run.json"
+    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 2'))
+    again, seen[:] = Trainer(fresh, sums, HAPO, replace(SMALL, steps=2), folder=tmp_path, resume=True), []
+    again.engine.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    list(again)
+    assert set(seen) == {2} and torch.get_num_threads() == before

@@ -21,15 +21,19 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from hapo_lab import vllm_engine, vllm_process
-from hapo_lab.chat import prompt_ids
-from hapo_lab.cli import main
+from hapo_lab.commands.cli import main
+from hapo_lab.engines import vllm_engine, vllm_process
+from hapo_lab.engines.protocol import EngineError, Sampling
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.vllm_engine import Process, VllmEngine, dequantised_base, engine_for, installed
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.models import load_policy
-from hapo_lab.records import RunLog
-from hapo_lab.rollouts import EngineError, Sampling, TransformersEngine, dequantised_weight
-from hapo_lab.trainer import Config, Trainer, TrainingError
-from hapo_lab.vllm_engine import Process, VllmEngine, dequantised_base, engine_for, installed
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.weights import dequantised_weight
+from hapo_lab.runs.log import RunLog
+from hapo_lab.training.config import Config
+from hapo_lab.training.guards import TrainingError
+from hapo_lab.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not installed() and "CI" not in os.environ, reason="vLLM is not installed: make vllm")
 SMALL = Config(steps=4, prompts=2, group_size=4, warmup=1, learning_rate=2e-3, save_every=2, eval_every=0)
@@ -89,6 +93,7 @@ def follows_large_changes(fresh, sums, merge: bool) -> None:
     assert (trainers(fresh, prompts, before) - old).abs().mean() > 0.5  # a large one: a stale engine would be far off
 
 
+@pytest.mark.soak
 def test_vllm_samples_from_the_new_policy_after_a_large_change_of_an_adapter_that_is_swapped(fresh, sums):
     follows_large_changes(fresh, sums, merge=False)
     VllmEngine(fresh).close()
@@ -204,30 +209,31 @@ def test_a_run_logs_the_gap_and_a_killed_engine_costs_a_sentence(fresh, sums, tm
         return ask(self, what, **arguments)
 
     monkeypatch.setattr(Process, "ask", killed_in_the_middle)
-    start = time.monotonic()
     with pytest.raises(TrainingError) as died:
         next(steps)
     assert str(died.value) == (
         f"no rollouts: the process of vLLM has died, killed by SIGKILL (its log: {tmp_path / 'vllm.log'}). "
         "What was saved before is whole: iterate again, or resume the run.")
-    assert time.monotonic() - start < 10 and ended(process.pid) and len(trainer.log.steps) == 1
+    assert ended(process.pid) and len(trainer.log.steps) == 1
     assert [record.step for record in trainer] == [2, 3, 4]
     assert not capsys.readouterr().out.count("INFO")
 
     log = RunLog.load(tmp_path)
-    assert log.about["versions"]["engine"] == installed()[1]
+    assert log.manifest["versions"]["engine"] == installed()[1]
     gaps = [(record.engine_gap, record.engine_gap_max) for record in log.steps if record.engine_gap is not None]
     assert gaps and all(0 < mean <= most < 1e-3 for mean, most in gaps)
 
 
+@pytest.mark.soak
 def test_a_restarted_kernel_leaves_no_process_behind_and_its_run_goes_on(tmp_path):
     cell = f"""
         from dataclasses import replace
-        from hapo_lab import vllm_engine
+        from hapo_lab.engines import vllm_engine
         from hapo_lab.methods import HAPO
-        from hapo_lab.models import load_policy
-        from hapo_lab.tasks import load_task
-        from hapo_lab.trainer import Config, Trainer
+        from hapo_lab.policy.models import load_policy
+        from hapo_lab.tasks.builtin import load_task
+        from hapo_lab.training.config import Config
+        from hapo_lab.training.trainer import Trainer
         policy = load_policy("tiny")
         trainer = Trainer(policy, load_task("sums"), HAPO, Config(**{vars(SMALL)}), folder={str(tmp_path)!r}, resume=True,
                           engine="vllm")
@@ -336,7 +342,7 @@ def test_a_rank_between_those_of_vllms_layers_is_served(sums):
 
 
 def test_auto_takes_vllm_where_it_pays_and_says_so(fresh, capsys):
-    for steps, tokens in ((60, 2_000), (100_000, 500)):  # too short; too few tokens a step for its slower sync
+    for steps, tokens in ((60, 2_000), (100_000, 100)):  # too short; too few tokens a step for its slower sync
         assert isinstance(engine_for("auto", fresh, steps, tokens), TransformersEngine) and not capsys.readouterr().out
     assert isinstance(engine_for("auto", fresh, 1_000, 10**5), VllmEngine)
     assert re.fullmatch(r"rollouts by vllm\S* 0.32.0, which pays for 1000 steps of up to 100,000 tokens .*\n",
@@ -348,7 +354,7 @@ def test_without_vllm_transformers_samples_and_wanting_it_is_refused(fresh, sums
     installed.cache_clear()
     try:
         assert installed() is None and isinstance(engine_for("auto", fresh, 1000, 10**6), TransformersEngine)
-        with pytest.raises(ValueError, match="vLLM is not installed: `make vllm` does it; or take engine='transformers'"):
+        with pytest.raises(ValueError, match="vLLM is not installed: make vllm; or take engine='transformers'"):
             Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run", engine="vllm")
     finally:
         monkeypatch.undo()
@@ -362,6 +368,6 @@ def test_an_engine_of_another_name_is_refused_with_the_known_ones(tmp_path, caps
 
 
 def test_the_doctor_tries_it():
-    found, = sys.modules["hapo_lab.doctor"]._vllm()  # `hapo_lab.doctor` is the function
+    found, = sys.modules["hapo_lab.commands.doctor"]._vllm()  # `hapo_lab.doctor` is the function
     assert found.ok
     assert re.fullmatch(r"vllm\S* 0.32.0 samples as the trainer computes \(log p differs by \de-0\d on average\)", found.says)

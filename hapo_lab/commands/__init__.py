@@ -1,0 +1,1 @@
+"""The command line, and what this machine and a model on it can do."""

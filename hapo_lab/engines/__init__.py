@@ -1,0 +1,1 @@
+"""What samples rollouts: transformers, and vLLM in a process of its own."""

@@ -1,0 +1,1 @@
+"""What lessons show and ask: dashboard, controls, explorables, exercises."""

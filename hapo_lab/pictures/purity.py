@@ -1,0 +1,285 @@
+"""The pictures of lesson 07: when does the teacher really leave? Pure functions from parameters to (figure, numbers).
+
+Wherever a policy is needed it is `student(mu)`: three actions, two of them right, in the shares 0.3 to 0.7, and one wrong; the
+teacher plays the rarer right one. With only one right action the teacher could not pull anywhere else than the gradient does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import Gate, NeverGate, ladder, rungs, with_numbers
+from hapo_lab.loss import log_probability
+from hapo_lab.methods import HAPO, Method
+from hapo_lab.pictures.explorables import cell_figure, ladder_words, lamps_html
+from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, step_axis, style, write
+from hapo_lab.reproducibility.catalogue import get_gate
+from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
+from hapo_lab.theory.injection import (
+    binomial_pmf,
+    chernoff_bound,
+    count_cutoff,
+    hoeffding_bound,
+    injection_chances,
+    injection_probability,
+    purity_horizon,
+)
+from hapo_lab.theory.purity_runs import LAST, PurityRun, outcome
+
+MU = 1 / (1 + np.exp(-np.linspace(-6.5, 6.5, 53)))
+"""Success rates for the curves, even in log odds: what happens near 1 is the question."""
+TARGET = 0.01
+"""Of the injection probability: the success rate from which on it stays below is the purity horizon."""
+
+
+def gate_of(kind: str, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> Gate:
+    """One of `gates.GATES`, with these numbers if it has a prior and a threshold."""
+    numbers, gate = {"alpha": alpha, "beta": beta, "threshold": threshold}, get_gate(kind)
+    return with_numbers(gate, **{name: value for name, value in numbers.items() if hasattr(gate, name)})
+
+
+def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> ExpectedGradient:
+    """The expected update of a policy of success mu; see the top of this file."""
+    if not 0 < mu < 1:
+        raise ValueError(f"at a success rate of {mu:g} there is no gradient to compare a bias with: "
+                         "choose one between 0 and 1.")
+    return expected_gradient(np.log([0.3 * mu, 0.7 * mu, 1 - mu]), [1, 1, 0], trials, replace(method, gate=gate), 0, visit)
+
+
+# the purity meter --------------------------------------------------------------------------------------------------
+
+
+def meter_line(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
+               threshold: float = 0.8, visit: int = 1) -> str:
+    """The decision ladder, for every gate: a lamp that is not sure is filled as far as it injects."""
+    gate = gate_of(kind, alpha, beta, threshold)
+    chances = injection_chances(success_rate, trials, gate, visit)
+    words = {"by-step": f"How often S injects at step {visit} of {getattr(gate, 'steps', 0)}.",
+             "by-success": f"How often S injects after {visit} groups.",
+             "running": f"How often S injects at visit {visit}, over the visits before it."}
+    return lamps_html(rungs(chances.tolist()), words.get(kind) or ladder_words(rungs(chances.tolist())))
+
+
+def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
+          threshold: float = 0.8, visit: int = 1) -> tuple[Figure, dict]:
+    """How pure is the update? Injection probability, exact and by two bounds; relative bias and variance.
+
+    `visit`, from 1, is how often a running posterior has met the prompt, or the step of a threshold that falls.
+    """
+    gate = gate_of(kind, alpha, beta, threshold)
+    here = student(success_rate, trials, gate, visit)
+    plain = student(success_rate, trials, NeverGate())
+    curves, plains = [student(mu, trials, gate, visit) for mu in MU], closed(trials)
+    numbers = {"injection": here.injection, "relative_bias": here.relative_bias, "variance": here.variance / plain.variance,
+               "horizon": purity_horizon(TARGET, trials, gate, visit=visit)}
+    figure, (left, right) = cell_figure(1, 2)
+    for ax, unit in ((left, "probability"), (right, "over the closed gate's")):
+        rate_axis(ax, unit)
+        ax.axvline(success_rate, color=style.ink, lw=1.2, ls=":")
+    left.set(ylim=(0, 1.04))
+    for name, bound, dashes in (("hoeffding", hoeffding_bound, "--"), ("chernoff", chernoff_bound, "-.")):
+        if count_cutoff(gate, trials, visit):
+            left.plot(MU, bound(MU, trials, gate, visit), color=style.faint, lw=1.5, ls=dashes)
+            numbers[name] = float(bound(success_rate, trials, gate, visit))
+    left.plot(MU, [e.injection for e in curves], color=style.teacher, lw=2.4)
+    left.plot([success_rate], [here.injection], "o", color=style.teacher, ms=10, clip_on=False, zorder=3)
+    words = ["exact", *(["-.- Chernoff", "- - Hoeffding"] if count_cutoff(gate, trials, visit) else [])]
+    for i, (word, colour) in enumerate(zip(words, (style.teacher, style.faint, style.faint), strict=False)):
+        write(left, 0.03, 0.6 - 0.11 * i, word, colour, transform=left.transAxes)
+    variances = [e.variance / p.variance for e, p in zip(curves, plains, strict=True)]
+    right.set(yscale="log", ylim=(1e-4, 30))
+    right.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1, 10], ["1e-4", "1e-3", "0.01", "0.1", "1", "10"])
+    right.yaxis.set_minor_locator(NullLocator())
+    for values, value, colour in (([e.relative_bias for e in curves], here.relative_bias, style.teacher),
+                                  (variances, numbers["variance"], style.student)):
+        right.plot(MU, np.clip(values, 1e-6, None), color=colour, lw=2.2)
+        right.plot([success_rate], [np.clip(value, 1e-4, 30)], "o", color=colour, ms=9, clip_on=False, zorder=3)
+    write(right, 0.03, 0.13, "bias of the expected update", style.teacher, transform=right.transAxes)
+    write(right, 0.03, 0.04, "variance of an update", style.student, transform=right.transAxes)
+    panel_title(left, f"P(inject) at \N{GREEK SMALL LETTER MU} = {success_rate:g}: {percent(here.injection)}" + (
+        f", Chernoff \N{LESS-THAN OR EQUAL TO} {percent(numbers['chernoff'])}" if count_cutoff(gate, trials, visit) else ""))
+    panel_title(right, f"Relative bias {here.relative_bias:.3g}, variance \N{MULTIPLICATION SIGN} {numbers['variance']:.3g}")
+    horizon = (f"below {TARGET:.0%} from \N{GREEK SMALL LETTER MU} = {numbers['horizon']:.4f} on" if numbers["horizon"] > 0
+               else f"below {TARGET:.0%} everywhere" if numbers["horizon"] == 0 else f"never below {TARGET:.0%}")
+    headline(figure, f"The teacher comes to {percent(here.injection)} of the groups: {horizon}")
+    return figure, numbers
+
+
+@lru_cache(maxsize=64)
+def closed(trials: int) -> list[ExpectedGradient]:
+    """With the gate closed, at each of `MU`: the same for all gates, so that moving a slider need not reckon it again."""
+    return [student(mu, trials, NeverGate()) for mu in MU]
+
+
+# what a larger group does, what injection buys and costs -----------------------------------------------------------
+
+
+def group_sizes(success_rate: float = 0.9, sizes: Sequence[int] = (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128),
+                gate: Gate = BetaGate()) -> tuple[Figure, dict]:
+    """P(inject) at one success rate, by group size."""
+    values = {n: float(injection_probability(success_rate, n, gate)) for n in sizes}
+    figure, (ax,) = cell_figure(1, 1)
+    frame(ax, "N, rollouts in a group", "P(inject)")
+    ax.set(xscale="log", xlim=(min(sizes) * 0.9, max(sizes) * 1.1), ylim=(0, 1.04))
+    ax.set_xticks(sizes, [str(n) for n in sizes])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.plot(sizes, list(values.values()), "o-", color=style.teacher, lw=2, ms=7, clip_on=False)
+    for n in (8, 16, 64):
+        write(ax, n, values[n] + (0.05 if n > 8 else -0.05), percent(values[n]), style.teacher, ha="center",
+              va="bottom" if n > 8 else "top")
+    headline(figure, f"\N{GREEK SMALL LETTER MU} = {success_rate:g}: groups of 16 call the teacher more often than groups of 8")
+    return figure, values
+
+
+def buys_and_costs(trials: int = 8, gate: Gate = BetaGate()) -> tuple[Figure, dict]:
+    """Over mu: how many groups teach at all, and how long the expected update is, with its bias (dashed); for the shaping
+    p / (p + 0.1) and for log p."""
+    shaped = {"p/(p+0.1)": HAPO, "log p": replace(HAPO, shaping=log_probability)}
+    found = {name: [student(mu, trials, gate, method=method) for mu in MU] for name, method in shaped.items()}
+    never = np.array([np.linalg.norm(e.never) for e in found["log p"]])
+    pmf = binomial_pmf(trials, MU)
+    lamps = ladder(gate, trials)
+    lost = np.array([lamps[0] == "leave", *(lamp == "erases" for lamp in lamps[1:-1]), True])
+    live = {"GRPO": 1 - pmf[:, 0] - pmf[:, -1], "with the gate": 1 - pmf @ lost}
+    figure, (left, right) = cell_figure(1, 2)
+    rate_axis(left, "share of groups that teach")
+    left.set(ylim=(0, 1.04))
+    left.fill_between(MU, live["GRPO"], live["with the gate"], color=style.teacher, alpha=0.15, lw=0)
+    for values, (name, colour) in zip(live.values(), (("GRPO", style.student), ("with the gate", style.teacher)), strict=True):
+        left.plot(MU, values, color=colour, lw=2.2)
+        write(left, 0.3, 0.25 if name == "GRPO" else 0.14, name, colour, transform=left.transAxes)
+    rate_axis(right, "length of the expected update")
+    right.set(yscale="log", ylim=(1e-6, 3))
+    right.set_yticks([1e-6, 1e-4, 0.01, 1], ["1e-6", "1e-4", "0.01", "1"])
+    right.yaxis.set_minor_locator(NullLocator())
+    right.plot(MU, never, color=style.student, lw=2.2)
+    write(right, 0.3, 0.25, "GRPO", style.student, transform=right.transAxes)
+    numbers = {"never": never, **live}
+    for i, ((name, expected), colour) in enumerate(zip(found.items(), (style.teacher, style.ink), strict=True)):
+        numbers[name] = np.array([np.linalg.norm(e.update) for e in expected])
+        numbers[f"bias, {name}"] = np.array([np.linalg.norm(e.bias) for e in expected])
+        right.plot(MU, numbers[name], color=colour, lw=2.2)
+        right.plot(MU, numbers[f"bias, {name}"], color=colour, lw=1.4, ls="--")
+        write(right, 0.3, 0.14 - 0.11 * i, f"gate, {name}", colour, transform=right.transAxes)
+    few = np.searchsorted(MU, 0.01)
+    panel_title(left, f"At \N{GREEK SMALL LETTER MU} = {MU[few]:.2g}: GRPO {live['GRPO'][few]:.0%}, with the gate "
+                      f"{live['with the gate'][few]:.0%}")
+    panel_title(right, "Dashed: its bias")
+    headline(figure, "What the teacher buys: groups that teach; what it costs: bias")
+    return figure, numbers
+
+
+def rate_axis(ax: Axes, unit: str) -> None:
+    """Success rates in log odds."""
+    frame(ax, "\N{GREEK SMALL LETTER MU}, success rate", unit)
+    ax.set(xscale="logit", xlim=(MU[0], MU[-1]))
+    ax.set_xticks([0.01, 0.1, 0.5, 0.9, 0.99], ["0.01", "0.1", "0.5", "0.9", "0.99"])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def percent(p: float) -> str:
+    """A share in words: small ones with two digits."""
+    return f"{p:.1%}" if p >= 0.0995 or p == 0 else f"{100 * p:.2g}%"
+
+
+# learning curves ---------------------------------------------------------------------------------------------------
+
+
+def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> Figure:
+    """Success over time, the time on a log axis: time is steps times their size."""
+    figure, (ax,) = cell_figure(1, 1)
+    frame(ax, "step \N{MULTIPLICATION SIGN} step size", "success")
+    for (name, curve), colour in zip(curves.items(), style.runs[1:], strict=False):
+        time = step_size * np.arange(1, len(curve.success) + 1)
+        ax.plot(time, curve.success, color=colour, lw=2.2)
+        passes = int(np.argmax(curve.success > 0.85)) if curve.success[-1] > 0.85 else len(time) - 1
+        write(ax, time[passes], 0.62 - 0.12 * list(curves).index(name), f"{name} ", colour, ha="right")
+    ax.set(xscale="log", xlim=(10 * step_size, time[-1]), ylim=(0, 1))
+    ax.set_xticks(powers := [10**n for n in range(2, len(str(int(time[-1]))))], [f"{power:,}" for power in powers])
+    ax.minorticks_off()
+    ax.axhline(0.8, color=style.threshold, ls="--", lw=1.2)
+    headline(figure, "The teacher's 0.8 is a long rest, not the end")
+    return figure
+
+
+def norms_figure(curves: dict[str, LearningCurve]) -> Figure:
+    """The lengths of the expected update and of the true gradient, both axes logarithmic; a panel a curve."""
+    figure, panels = cell_figure(1, len(curves))
+    lowest = min(int(np.log10(curve.update_norm.min())) for curve in curves.values()) - 1
+    for ax, (name, curve) in zip(panels, curves.items(), strict=True):
+        steps = np.arange(1, len(curve.success) + 1)
+        frame(ax, "step", "length")
+        ax.plot(steps, curve.objective_norm, color=style.student, lw=2.2)
+        ax.plot(steps, curve.update_norm, color=style.teacher, lw=2.2)
+        ax.set(xscale="log", yscale="log", xlim=(1, steps[-1]), ylim=(10.0**lowest, 1))
+        ax.set_xticks(powers := [10**n for n in range(len(str(steps[-1])))], [f"{power:,}" for power in powers])
+        ax.set_yticks([10.0**n for n in range(0, lowest, -2)], [f"1e{n}" if n else "1" for n in range(0, lowest, -2)])
+        ax.minorticks_off()
+        ax.yaxis.labelpad = 1
+        panel_title(ax, f"{name}: success {curve.success[-1]:.4f}")
+    write(panels[0], 0.4, 0.62, "true gradient of the success", style.student, transform=panels[0].transAxes)
+    write(panels[0], 0.4, 0.52, "expected update", style.teacher, transform=panels[0].transAxes)
+    headline(figure, "The update comes to rest, the gradient does not vanish")
+    return figure
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+
+def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
+    """What became of the teacher in training: means over the seeds."""
+    figure = Figure()
+    over_time, against, share, exam = grid(figure, 2, 2)
+    steps = len(next(iter(settings.values()))[0].successes)
+    colours = dict(zip(settings, [*style.runs, style.student, style.teacher], strict=False))
+    step_axis(over_time, steps, "share of groups injected", top=1.04)
+    step_axis(share, steps, "teacher's share of |g|", top=1)
+    share.set(yscale="log", ylim=(1e-4, 1.2))
+    share.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1], ["1e-4", "1e-3", "0.01", "0.1", "1"])
+    share.yaxis.set_minor_locator(NullLocator())
+    share.yaxis.labelpad = 1
+    frame(against, "predicted", "measured")
+    against.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    against.plot([0, 1], [0, 1], color=style.threshold, lw=1, ls="--")
+    frame(exam, "held-out success", "")
+    exam.set(xlim=(-0.6, 1.03), ylim=(len(settings) - 0.4, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[])
+    labels = []
+    for row, (name, runs) in enumerate(settings.items()):
+        colour, injection = colours[name], smoothed(np.mean([run.injection for run in runs], 0))
+        over_time.plot(np.arange(1, steps + 1), injection, color=colour, lw=1.8, clip_on=False)
+        labels.append((steps, injection[-1], name, colour))
+        shares = smoothed(np.mean([run.share for run in runs], 0))
+        share.plot(np.arange(1, steps + 1), np.where(shares > 0, shares, np.nan), color=colour, lw=1.8)
+        measured = [(np.mean([run.predicted[step] for run in runs]), np.mean([run.injection[step - 1] for run in runs]))
+                    for step in runs[0].predicted]
+        against.plot(*np.transpose(measured), "o", color=colour, ms=5)
+        exam.plot([run.heldout for run in runs], [row] * len(runs), "o", color=colour, ms=6, alpha=0.8, clip_on=False)
+        write(exam, -0.58, row, name, colour, va="center")
+    end_labels(over_time, labels)
+    found = [outcome(runs) for runs in settings.values()]
+    rates = [o.injection for o in found]
+    panel_title(over_time, f"Injection, smoothed over {WINDOW} steps")
+    panel_title(against, f"Every dot a step; largest |z| of the {len(found)}: {max(abs(o.z) for o in found):.1f}")
+    panel_title(share, "The teacher's part in the gradient's norm")
+    panel_title(exam, f"After {steps} steps, {found[0].seeds} seeds each")
+    headline(figure, f"{len(found)} settings, the last {LAST} of {steps} steps: the teacher comes to {min(rates):.0%} to "
+                     f"{max(rates):.0%} of the groups")
+    return figure
+
+
+WINDOW = 10
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Means of up to `WINDOW` steps up to each."""
+    sums = np.concatenate([[0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - WINDOW, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)

@@ -1,0 +1,198 @@
+"""How every figure looks: colours, type, axes, and labels that keep out of each other's way.
+
+Object-oriented matplotlib, never pyplot, every style given explicitly: figures may be drawn from any thread, and under
+anybody's rcParams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from hapo_lab.runs.record import StepRecord
+
+
+@dataclass
+class Style:
+    """What all figures share."""
+
+    student: str = "#0072B2"
+    teacher: str = "#D55E00"
+    held_out: str = "#009E73"
+    dead: str = "#999999"
+    threshold: str = "black"
+    ink: str = "#222222"
+    faint: str = "#666666"
+    runs: tuple[str, ...] = ("#000000", "#CC79A7", "#56B4E9", "#E69F00", "#7B3294", "#8C510A", "#4D9221", "#B2182B")
+    """Where lines are runs and not roles."""
+    size: float = 11
+    """Of the type, in points."""
+
+
+style = Style()
+
+
+class projector:
+    """Larger type in all later figures: `projector()` for good, `with projector():` for a while, `projector(False)` back.
+
+    >>> small = training_figure(shipped_run("hapo-0"))
+    >>> with projector():
+    ...     large = training_figure(shipped_run("hapo-0"))
+    >>> [figure.axes[0].xaxis.label.get_size() for figure in (small, large)]
+    [11.0, 16.0]
+    """
+
+    def __init__(self, on: bool = True):
+        self._before, style.size = style.size, 16 if on else 11
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None:
+        style.size = self._before
+
+
+class Figure(matplotlib.figure.Figure):
+    """1600 x 900 pixels, and any notebook shows it as they are."""
+
+    def __init__(self) -> None:
+        super().__init__(figsize=(16 / 1.2, 9 / 1.2), dpi=120, facecolor="white")
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
+def to_png(figure: matplotlib.figure.Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    file = BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def in_256_colours(png: bytes) -> bytes:
+    """The same picture in a third of the bytes, for what is downloaded, and kept in every clone."""
+    small = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png")
+    return small.getvalue()
+
+
+def ink(state: str) -> str:
+    """Its colour as type: grey is too faint to read."""
+    return style.faint if state == "dead" else getattr(style, state)
+
+
+def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
+    """Axes with room for the type: laid out by hand, which is far faster than a layout engine."""
+    line, (width, height) = style.size / 72, figure.get_size_inches()
+    left, right, top, bottom, across, between = (lines * line for lines in (4.1, 1.3, 4.9, 3.4, 4.6, 5.6))
+    figure.subplots_adjust(left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height,
+                           wspace=across * columns / (width - left - right - across * (columns - 1)),
+                           hspace=between * rows / (height - top - bottom - between * (rows - 1)))
+    return list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def frame(ax: Axes, x: str, y: str) -> None:
+    """The bare axes of a panel, with their labels."""
+    ax.set_facecolor("white")
+    ax.grid(False)
+    ax.spines[["top", "right"]].set_visible(False)
+    for spine in ax.spines.values():
+        spine.set(color=style.faint, linewidth=1)
+    ax.tick_params(color=style.faint, labelcolor=style.ink, labelsize=style.size, width=1, length=3)
+    ax.set_xlabel(x, color=style.ink, size=style.size)
+    ax.set_ylabel(y, color=style.ink, size=style.size)
+
+
+def step_axis(ax: Axes, planned: int, y: str, top: float) -> None:
+    """A panel over a run's steps."""
+    frame(ax, "step", y)
+    ax.set(xlim=(0.5, planned + 0.5), ylim=(0, top))
+    ax.xaxis.set_major_locator(whole())
+
+
+def whole() -> MaxNLocator:
+    """Ticks at whole numbers, few of them."""
+    return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+
+
+def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of a panel."""
+    figure: Any = ax.figure
+    box, (width, height) = ax.get_position(), figure.get_size_inches()
+    return box.width * width, box.height * height
+
+
+def plot_line(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str) -> None:
+    """One value per step, thinner in a long run."""
+    ax.plot([r.step for r in steps], values, color=colour, lw=2.2 if len(steps) < 100 else 1.2,
+            marker="o" if len(steps) == 1 else None, ms=5, solid_capstyle="round", clip_on=False)
+
+
+def plot_area(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str, alpha: float = 1) -> None:
+    """Bars without gaps, as one patch: a step's bar is 1 wide."""
+    edges = np.array([(r.step - 0.5, r.step + 0.5) for r in steps]).ravel()
+    ax.fill_between(edges, np.repeat(values, 2), color=colour, alpha=alpha, lw=0)
+
+
+def write(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
+    """Text in a panel, as it stands: a dollar sign is a dollar sign."""
+    ax.text(x, y, text, color=colour, parse_math=False, **{"size": style.size} | options)
+
+
+def panel_title(ax: Axes, text: str) -> None:
+    """As large as the panel is wide enough for."""
+    size = min(1.1 * style.size, (72 * inches(ax)[0] + style.size) / (0.53 * len(text)))
+    ax.set_title(text, loc="left", size=size, color=style.ink, parse_math=False, pad=0.6 * style.size)
+
+
+def headline(figure: Figure, text: str) -> None:
+    """The sentence above a figure, as large as fits."""
+    line, (width, height) = style.size / 72, figure.get_size_inches()
+    size = min(1.2 * style.size, 72 * (width - 2 * line) / (0.6 * len(text)))
+    figure.text(1.3 * line / width, 1 - 1.2 * line / height, text, size=size, color=style.ink, weight="bold", va="top",
+                parse_math=False)
+
+
+def end_labels(ax: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write (x, y, text, colour) right of each line's end, moved apart; the axis is cut short to make room."""
+    if not labels:
+        return
+    width, height = (72 * side for side in inches(ax))
+    left, right = ax.get_xlim()
+    room = min((max(len(text) for _, _, text, _ in labels) + 1) * 0.6 * style.size / width, 0.5)
+    ax.set_xlim(left, left + (right - left) / (1 - room))
+    ax.spines["bottom"].set_bounds(left, right)
+    ax.set_xticks([tick for tick in whole().tick_values(left, right) if left <= tick <= right])
+    bottom, top = ax.get_ylim()
+    labels = sorted(labels, key=lambda label: label[1])
+    spots, gap = [(y - bottom) / (top - bottom) * height for _, y, _, _ in labels], 1.15 * style.size
+    for i in range(len(spots)):
+        spots[i] = max(spots[i], spots[i - 1] + gap if i else gap / 2)
+    for i in reversed(range(len(spots))):
+        spots[i] = min(spots[i], spots[i + 1] - gap if i < len(spots) - 1 else height - gap / 2)
+    for (x, _, text, colour), spot in zip(labels, spots, strict=True):
+        write(ax, x + 0.5 + 0.015 * (right - left), bottom + spot / height * (top - bottom), text, colour, va="center")
+
+
+def peak_labels(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
+    """Write each curve's label over its peak; one that would touch its neighbour is lifted."""
+    width, height = (72 * side for side in inches(ax))
+    em, line = 0.62 * style.size / width, 1.25 * style.size / height * ax.get_ylim()[1]
+    placed: list[tuple[float, float, float]] = []
+    for x, y, text, state in sorted(curves, key=lambda c: c[0][c[1].argmax()]):
+        half = len(text) * em / 2
+        at = float(np.clip(x[y.argmax()], half + em / 2, 1 - half))
+        spot = y.max() + 0.1 * line
+        while any(abs(at - other) < half + reach and abs(spot - level) < line for other, reach, level in placed):
+            spot += 0.25 * line
+        placed.append((at, half, spot))
+        write(ax, at, spot, text, ink(state), ha="center", va="bottom",
+              bbox={"fc": "white", "ec": "none", "alpha": 0.9, "pad": 0.5})

@@ -1,0 +1,1 @@
+"""What makes a run repeatable: files that survive a kill, seeds, parts by name."""

@@ -1,0 +1,81 @@
+"""This kit's methods, gates and shapings by name, and those of your own by "FILE.py:NAME"; methods as JSON, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from hapo_lab.gates import GATES, Gate
+from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt
+from hapo_lab.methods import METHODS, Method
+from hapo_lab.reproducibility import parts
+
+_PARTS: tuple[Any, ...] = (Method, *GATES.values(), ratio, probability, sqrt, log_probability)
+PARTS = {part.__name__: part for part in _PARTS}
+"""What a run.json names: methods, gates and shapings of this kit."""
+
+
+def get_method(name: str) -> Method:
+    """A method by its name, or one of your own from a file: "FILE.py:NAME".
+
+    >>> get_method("luffy") == LUFFY
+    True
+    """
+    method = _get("method", name, METHODS)
+    if not isinstance(method, Method):
+        raise ValueError(f"{name!r} is no Method: make it one, such as dataclasses.replace(HAPO, name=..., gate=...).")
+    return method
+
+
+def get_gate(name: str, **numbers: float) -> Gate:
+    """A gate by its name, or one of your own, "FILE.py:NAME": a class, or a gate that is made already.
+
+    ValueError names what is not known: the gate, or a number that it doesn't have.
+
+    >>> get_gate("running", discount=0.5)
+    RunningGate(alpha=1.0, beta=1.0, threshold=0.8, discount=0.5)
+    """
+    gate = _get("gate", name, GATES)
+    if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
+        raise ValueError(f"{name!r} is no gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
+    if unknown := numbers.keys() - {f.name for f in (fields(gate) if is_dataclass(gate) else ())}:
+        raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
+    try:
+        return gate(**numbers) if isinstance(gate, type) else replace(gate, **numbers) if numbers else gate
+    except TypeError as error:
+        raise ValueError(f"the gate {name!r} can't be made: {error}.") from None
+
+
+def get_shaping(name: str) -> Shaping:
+    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one.
+
+    >>> get_shaping("ratio")
+    ratio(lam=0.1)
+    """
+    shaping = _get("shaping", name, SHAPINGS)
+    if not callable(shaping):
+        raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")
+    return shaping() if isinstance(shaping, type) else shaping
+
+
+def _get(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name in known:
+        return known[name]
+    if ".py:" in name:
+        return parts.load(name)
+    raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(known)}, or write FILE.py:NAME.")
+
+
+def method_described(method: Method) -> dict:
+    """As JSON, for a run's run.json; `method_from` reads it."""
+    described = parts.described(method)
+    return {name: part for name, part in described.items() if type(method) is not Method or name != "kind"}
+
+
+def method_from(described: dict) -> Method:
+    """The method that `method_described` described; ValueError if a part of it can't be had as it was."""
+    try:
+        return parts.rebuilt({"kind": "Method"} | described, PARTS)
+    except TypeError as error:  # of a part that takes other numbers than it was described with
+        raise ValueError(f"{error}.") from None

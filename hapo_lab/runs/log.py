@@ -1,0 +1,288 @@
+"""The run log: what training leaves behind, in memory, and as files that anyone can read.
+
+A run's folder: `run.json` (what was asked for, and the versions), `steps.jsonl` (a `StepRecord` a line), `events.jsonl`,
+`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`. A line counts
+once its end is there: what a kill tore off is passed over, and cut when the run goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hapo_lab.gate import BetaPosterior
+from hapo_lab.reproducibility import disk
+from hapo_lab.reproducibility.kit import DATA
+from hapo_lab.runs.record import StepRecord, merged, step_from
+from hapo_lab.ssi import Group, Rollout, known
+from hapo_lab.tasks.problem import Problem
+
+COMPLETION_CHARACTERS = 2000
+
+
+def runs_folder() -> Path:
+    """Where notebooks write their runs: $HAPO_LAB_RUNS, or `runs` in the working folder.
+
+    >>> (runs_folder() / "05_train_live").name
+    '05_train_live'
+    """
+    return Path(os.environ.get("HAPO_LAB_RUNS", "runs")).absolute()
+
+
+def shipped_run(name: str) -> RunLog:
+    """A run that comes with the kit, such as "hapo-0".
+
+    >>> shipped_run("hapo-0").manifest["model"]
+    'smollm2-135m'
+    """
+    return RunLog.load(DATA / "runs" / name)
+
+
+class RunLog:
+    """A run's records, in memory; with a folder, on disk too.
+
+    Parameters
+    ----------
+    manifest : dict
+        What was asked for, as JSON: it identifies the run.
+    folder : Path, optional
+        Where each record is appended as it comes.
+
+    Examples
+    --------
+    >>> log = shipped_run("hapo-0")                         # RunLog.load(folder) reads one of your own
+    >>> log.name, len(log.steps), log.planned
+    ('HAPO', 30, 30)
+    >>> log.table()[0]["teacher_samples"]
+    4
+    """
+
+    def __init__(self, manifest: dict, folder: Path | None = None):
+        self.manifest = manifest
+        self.folder = folder
+        self.steps: list[StepRecord] = []
+        self.events: list[dict] = []
+        self.groups: list[Group] = []
+        """Of the last step."""
+        self.lock = threading.RLock()
+        """Held while events change: they come from the trainer and from controls, each in its own thread."""
+        self._read = 0  # bytes of steps.jsonl that `steps` holds
+
+    def path(self, *name: str) -> Path:
+        """The run's folder, or a file in it; ValueError if the run is kept in memory only."""
+        if not self.folder:
+            raise ValueError("this run is kept in memory only: give the trainer a folder.")
+        return self.folder.joinpath(*name)
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.manifest["method"]["name"]
+
+    @property
+    def planned(self) -> int:
+        """Steps that the run is to take: as first asked for, or as it was extended to."""
+        extended = [event["steps"] for event in self.events if event["kind"] == "extended"]
+        return max([self.manifest["config"]["steps"], *extended])
+
+    def gate(self, step: int | None = None) -> dict:
+        """The gate in force at a step (None: the next one), as the manifest describes it.
+
+        Its numbers can change between two steps. An event that changes them holds the gate as it is then, and of those
+        before the step the last one counts.
+        """
+        step = len(self.steps) + 1 if step is None else step
+        changes = [event["gate"] for event in self.events if "gate" in event and event["after_step"] < step]
+        return changes[-1] if changes else self.manifest["method"]["gate"]
+
+    def given_gate(self) -> dict:
+        """The gate that a trainer was last made with; what controls changed while it trained is left out."""
+        given = [event["gate"] for event in self.events if "gate" in event and event["kind"] == "resumed"]
+        return given[-1] if given else self.manifest["method"]["gate"]
+
+    def gates(self) -> dict[int, dict]:
+        """Every gate of the run, by the first step that it acts on: {1: as asked for, 14: as changed after step 13}."""
+        found = {1: self.gate(1)}
+        for step in sorted({event["after_step"] + 1 for event in self.events if "gate" in event}):
+            if self.gate(step) != list(found.values())[-1]:
+                found[step] = self.gate(step)
+        return found
+
+    def gate_state(self, step: int) -> dict:
+        """What the gate remembered after that many steps (0: {}, nothing yet)."""
+        state: dict = {}
+        for record in self.steps[:step]:
+            state = merged(state, record.gate_state)
+        return state
+
+    def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
+        """A step that is done, with its groups; on the disk first, where there is a folder."""
+        groups = list(groups)
+        if self.folder:
+            self._append("completions.jsonl", [_group_row(record.step, group) for group in groups])
+            self._read += self._append("steps.jsonl", [asdict(record)])  # last: what has no step here never happened
+        self.steps.append(record)
+        self.groups = groups
+
+    def event(self, kind: str, *, after_step: int | None = None, **details: Any) -> None:
+        """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers, more
+        steps to take."""
+        with self.lock:
+            row = {"after_step": len(self.steps) if after_step is None else after_step, "kind": kind, **details}
+            if self.folder:
+                self._append("events.jsonl", [row])
+                disk.sync(self.folder / "events.jsonl")
+            self.events.append(row)
+
+    def sync(self) -> None:
+        """All steps are on the disk when this returns: before a checkpoint says that they are."""
+        for name in ("completions.jsonl", "steps.jsonl"):
+            disk.sync(self.path(name))
+
+    def rewind(self, steps: int) -> None:
+        """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
+        act again when their step comes, and so does what the run was extended to."""
+        with self.lock:
+            self.steps, self.groups = self.steps[:steps], []
+            self.events = [event for event in self.events
+                           if event["after_step"] <= steps or "gate" in event or event["kind"] == "extended"]
+            if self.folder:
+                self._read = _cut(self.folder / "steps.jsonl", steps)
+                _cut(self.folder / "completions.jsonl", steps)
+                disk.replace(self.folder / "events.jsonl", disk.lines(self.events))
+
+    def create(self) -> None:
+        """Make the folder; ValueError if a run is there already."""
+        if self.path("run.json").exists():
+            raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
+        self.path().mkdir(parents=True, exist_ok=True)
+        disk.replace(self.path("run.json"), (json.dumps(self.manifest, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RunLog:
+        """Read a run's folder; ValueError if there is none, or if a line in it can't be read."""
+        folder = Path(folder)
+        if not (folder / "run.json").exists():
+            raise ValueError(f"{folder} holds no run: there is no run.json in it.")
+        try:
+            log = cls(json.loads((folder / "run.json").read_text(encoding="utf-8")), folder)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / 'run.json'} is not JSON ({error.msg}): the run can't be read.") from None
+        log.refresh()
+        return log
+
+    def refresh(self) -> bool:
+        """Read what another process has written since; only new steps are read. True if anything is new."""
+        known = len(self.steps), self.events
+        try:
+            self._read_steps()
+        except ValueError:
+            if not self._read:
+                raise
+            self.steps, self._read = [], 0  # the other process has gone back to a checkpoint
+            self._read_steps()
+        self.events = [row for _, row in disk.rows(self.path("events.jsonl"))]
+        return (len(self.steps), self.events) != known
+
+    def follow(self, every: float = 0.5, stop: threading.Event | None = None) -> Iterator[RunLog]:
+        """Watch a run that another process writes: yields this log, now and whenever something is new in it.
+
+        Ends when the run is complete, or when `stop` is set; looks every so many seconds.
+        """
+        stop = stop or threading.Event()
+        yield self
+        while len(self.steps) < self.planned and not stop.wait(every):
+            if self.refresh():
+                yield self
+
+    def snapshot(self) -> RunLog:
+        """The log as it is now: to be drawn while a trainer in another thread goes on."""
+        copy = RunLog(self.manifest, self.folder)
+        copy.steps, copy.events, copy.groups = self.steps.copy(), self.events.copy(), self.groups
+        return copy
+
+    def _read_steps(self) -> None:
+        path = self.path("steps.jsonl")
+        if self._read > (path.stat().st_size if path.exists() else 0):
+            raise ValueError(f"{path} has become shorter.")
+        for end, row in disk.rows(path, self._read):
+            number = len(self.steps) + 1
+            try:
+                record = step_from(row)
+            except (TypeError, AttributeError):
+                record = None
+            if record is None or record.step != number:
+                raise ValueError(f"{path}, line {number}: not the record of step {number}; remove that line and all after it.")
+            self.steps.append(record)
+            self._read = end
+
+    def groups_of(self, step: int) -> list[Group]:
+        """The groups of one step, read back from the folder (their completions' tokens are not stored: `ids` is empty)."""
+        if not self.folder:
+            raise ValueError("this run is kept in memory only, and its groups are gone: give the trainer a folder.")
+        record = self.steps[step - 1]
+        rows = [row for _, row in disk.rows(self.folder / "completions.jsonl") if row["step"] == step]
+        return [_group_from(row, posterior, decision)
+                for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
+
+    def table(self) -> list[dict]:
+        """One row a step: every figure that is a single number, the seconds by phase spread out."""
+        rows = []
+        for record in self.steps:
+            row = {f.name: getattr(record, f.name) for f in fields(record)}
+            row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
+            rows.append({k: v for k, v in row.items() if not isinstance(v, tuple | dict)})
+        return rows
+
+    def write_csv(self, path: Path) -> None:
+        """`table`, for a spreadsheet."""
+        rows = self.table()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _append(self, name: str, rows: list[dict]) -> int:
+        """Returns the bytes written."""
+        content = disk.lines(rows)
+        disk.append(self.path(name), content)
+        return len(content)
+
+
+def _group_row(step: int, group: Group) -> dict:
+    return {"step": step, "problem": asdict(group.problem), "replaced": group.replaced,
+            "advantages": known(group.advantages).tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
+            "removed": group.removed and _rollout_row(group.removed)}
+
+
+def _rollout_row(rollout: Rollout) -> dict:
+    return {"text": rollout.text[:COMPLETION_CHARACTERS], "reward": rollout.reward, "reason": rollout.reason,
+            "finished": rollout.finished, "teacher": rollout.teacher}
+
+
+def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Group:
+    return Group(problem=Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])}),
+                 rollouts=tuple(Rollout(ids=(), **r) for r in row["rollouts"]),
+                 posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision,
+                 replaced=row["replaced"], removed=row["removed"] and Rollout(ids=(), **row["removed"]),
+                 advantages=torch.tensor(row["advantages"], dtype=torch.float64))
+
+
+def _cut(path: Path, steps: int) -> int:
+    """Cut a log file behind the rows of that many steps, a torn last line included; returns the bytes kept."""
+    size = 0
+    for end, row in disk.rows(path):
+        if row["step"] > steps:
+            break
+        size = end
+    disk.cut(path, size)
+    return size

@@ -1,0 +1,116 @@
+"""What a training step leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step. "Student" figures are over all sampled rollouts, the replaced ones included, the teacher's not.
+
+    A tuple holds one entry a group. None stands for "there was nothing to measure".
+
+    >>> record: StepRecord = shipped_run("hapo-0").steps[0]
+    >>> record.successes, record.decisions, record.teacher_samples
+    ((0, 0, 0, 0), (True, True, True, True), 4)
+    """
+
+    step: int
+    """From 1."""
+    problems: tuple[str, ...]
+    """Keys of the step's problems."""
+    reward: float
+    """Mean reward of the students: their success at the training temperature."""
+    length: float
+    """Mean length of the students' completions, in tokens."""
+    cut: float
+    """Share of the students' completions that reached the length limit."""
+    successes: tuple[int, ...]
+    """S."""
+    trials: tuple[int, ...]
+    """Rollouts sampled."""
+    posterior: tuple[tuple[float, float], ...]
+    """(alpha, beta) of the gate's posterior."""
+    decisions: tuple[bool, ...]
+    """Whether the gate asked for the teacher."""
+    replaced: tuple[int, ...]
+    """The seat that SSI filled; -1: none."""
+    advantages: tuple[tuple[float, ...], ...]
+    """Of the rollouts that the update saw."""
+    teacher_samples: int
+    """Demonstrations in the update, by SSI or by a reserved seat."""
+    without_demonstration: int
+    """Groups that had none to offer."""
+    dead_before: int
+    """Groups of equal rewards as sampled ..."""
+    dead_after: int
+    """... and as updated on."""
+    updated: bool
+    """False: every group was dead, and the optimizer took no step."""
+    loss: float | None
+    """What the last inner epoch minimised: less the entropy bonus."""
+    grad_norm: float | None
+    """Before clipping."""
+    teacher_share: float | None
+    """|g_T| / (|g_T| + |g_S|): the teacher's part in the gradient's norm."""
+    teacher_logp: float | None
+    """Mean log-probability of the teacher's tokens, before the update."""
+    clip_fraction: float | None
+    """Share of student tokens whose gradient the clip cut, in the last inner epoch."""
+    entropy: float | None
+    """Mean over the student's trained tokens, in nats, before the update."""
+    kl: float | None
+    """Of the policy that sampled, before its update, to the base model, a student token, in nats (k3 estimator, both by the
+    trainer's own pass); at steps with an evaluation."""
+    heldout: float | None
+    """Success on held-out problems after this step, no teacher; at steps with an evaluation."""
+    learning_rate: float
+    tokens_sampled: int
+    """By the student; the replaced rollouts count."""
+    tokens_trained: int
+    """Completion tokens that carried a gradient."""
+    engine_gap: float | None = None
+    """Mean |log p of the trainer - log p of the engine that sampled| over the student's trained tokens, in nats ..."""
+    engine_gap_max: float | None = None
+    """... and the largest. Truncated importance weights correct for it."""
+    without_engine_logp: int = 0
+    """Trained rollouts of the student whose engine gave no log-probabilities: nothing is known of their gap, and their
+    importance weight is 1."""
+    skipped: int = 0
+    """Optimizer steps that were not taken because float16 overflowed; each was tried again with half the loss scale."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
+    gate_state: dict = field(default_factory=dict)
+    """What this step changed in the gate's state; `RunLog.gate_state` puts the whole together. {}: it remembers nothing."""
+
+    @property
+    def injected(self) -> tuple[bool, ...]:
+        """A demonstration replaced a rollout."""
+        return tuple(seat >= 0 for seat in self.replaced)
+
+    @property
+    def training_seconds(self) -> float:
+        """Without the evaluation."""
+        return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
+
+
+def step_from(row: dict) -> StepRecord:
+    """The record that a line of steps.jsonl holds; fields that it doesn't know are left out."""
+    known = {f.name for f in fields(StepRecord)}
+    row = {k: tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
+           for k, v in row.items() if k in known}
+    return StepRecord(**row)
+
+
+def changed_entries(before: dict, after: dict) -> dict:
+    """The entries of `after`, nested ones too, that are not the same in `before`; none may be gone."""
+    return {key: changed_entries(before.get(key, {}), value) if isinstance(value, dict) else value
+            for key, value in after.items() if key not in before or value != before[key]}
+
+
+def merged(state: dict, changes: dict) -> dict:
+    """A gate's state with what `changed_entries` found, at every depth."""
+    return state | {key: merged(state.get(key, {}), value) if isinstance(value, dict) else value
+                    for key, value in changes.items()}
+

@@ -1,0 +1,1 @@
+"""Problems, the built-in tasks, verifiers, and tasks from files."""

@@ -1,0 +1,1 @@
+"""The exact mathematics: injection probabilities, expected gradients, and the runs that test them."""

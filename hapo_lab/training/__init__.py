@@ -1,0 +1,1 @@
+"""The training loop: config, batch, learner, trainer, background, evaluation."""

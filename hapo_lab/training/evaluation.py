@@ -1,0 +1,98 @@
+"""Success on held-out problems, without a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from hapo_lab.engines.protocol import Completion, Engine, Sampling
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.threads import computing_with
+from hapo_lab.reproducibility.seeds import derive
+from hapo_lab.ssi import Rollout
+from hapo_lab.tasks.problem import Problem, Task
+
+TOGETHER = 64
+"""Rollouts drawn at a time: fewer use a processor badly, more take memory."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rollouts on each problem, graded."""
+
+    problems: tuple[Problem, ...]
+    rollouts: tuple[tuple[Rollout, ...], ...]
+
+    @property
+    def by_problem(self) -> np.ndarray:
+        """(problems,) success rates."""
+        return np.array([np.mean([r.reward for r in rollouts]) for rollouts in self.rollouts])
+
+    @property
+    def success(self) -> float:
+        """Mean reward."""
+        return float(self.by_problem.mean())
+
+    @property
+    def dead(self) -> float:
+        """Share of problems whose rollouts failed whole."""
+        return float((self.by_problem == 0).mean())
+
+    def interval(self, mass: float = 0.95) -> tuple[float, float]:
+        """An interval of the success over problems, because they are what varies: they are resampled (percentile bootstrap).
+
+        Where all have the same rate there is nothing to resample. Then it is Clopper-Pearson's, a problem being a trial
+        and rate x problems the successes.
+        """
+        if np.ptp(self.by_problem) == 0:
+            return _clopper_pearson(self.success * len(self.problems), len(self.problems), mass)
+        found = stats.bootstrap((self.by_problem,), np.mean, confidence_level=mass, method="percentile", rng=0)
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return (f"{self.success:.1%} [{low:.1%}, {high:.1%}] over {len(self.problems)} problems x {len(self.rollouts[0])}, "
+                f"{self.dead:.0%} of the groups failed whole")
+
+
+def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) interval of a success rate. As quantiles of beta distributions it also takes successes
+    that are no whole number."""
+    tail, failures = (1 - mass) / 2, trials - successes
+    low = stats.beta.ppf(tail, successes, failures + 1) if successes else 0.0
+    high = stats.beta.isf(tail, successes + 1, failures) if failures else 1.0
+    return float(low), float(high)
+
+
+def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
+    """A completion with its verdict. One that was cut at the length limit scores 0, whatever it says."""
+    verdict = task.verify(problem, completion.text)
+    reason = verdict.reason if completion.finished else f"cut at {len(completion.ids)} tokens"
+    return Rollout(completion.ids, completion.text, float(verdict.correct and completion.finished), reason,
+                   completion.finished, completion.logps)
+
+
+def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,
+             sampling: Sampling | None = None, seed: int = 0) -> Evaluation:
+    """Sample and grade: by default every held-out problem, 8 times, at temperature 1.
+
+    The seed draws otherwise than a training run of the same seed does.
+
+    >>> policy, task = load_policy("tiny"), load_task("sums")
+    >>> found = evaluate(policy, TransformersEngine(policy), task, task.heldout[:2], samples=4)
+    >>> found.by_problem.shape, 0 <= found.success <= 1
+    ((2,), True)
+    """
+    problems = task.heldout if problems is None else problems
+    sampling = sampling or Sampling(task.max_new_tokens)
+    rollouts, batch = [], max(TOGETHER // samples, 1)
+    for start in range(0, len(problems), batch):
+        some = problems[start:start + batch]
+        with computing_with(policy.threads):
+            completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling,
+                                          derive(seed, "evaluation", start))
+        rollouts += [tuple(grade(task, p, c) for c in group) for p, group in zip(some, completions, strict=True)]
+    return Evaluation(tuple(problems), tuple(rollouts))

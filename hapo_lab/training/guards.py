@@ -1,0 +1,71 @@
+"""What stands around a training step: the words for what breaks off, the clock, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hapo_lab.engines.protocol import EngineError
+
+
+class TrainingError(RuntimeError):
+    """The run can't go on; the last good state is kept. What a `Trainer` raises says why, and what to do.
+
+    >>> try:                                                # around `for record in trainer`
+    ...     raise TrainingError("step 3 is refused, because the loss is nan")
+    ... except TrainingError as error:
+    ...     print(error)
+    step 3 is refused, because the loss is nan
+    """
+
+
+@contextmanager
+def writing(folder: Path | None) -> Iterator[None]:
+    """A full disk, in words. The step that didn't fit is done again when the run resumes."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{folder} can't be written ({error.strerror or error}); what was saved before is whole. "
+                            "Make room there, then resume the run.") from error
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """An engine that can't answer, in words. The step that it broke off is done again."""
+    try:
+        yield
+    except EngineError as error:
+        raise TrainingError(f"no rollouts: {error}. What was saved before is whole: "
+                            "iterate again, or resume the run.") from error
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds what a phase takes to its seconds."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - start
+
+
+@contextmanager
+def interrupt_asks(asked: threading.Event) -> Iterator[None]:
+    """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print("finishing this step and saving; interrupt again to stop at once", flush=True)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

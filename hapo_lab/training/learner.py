@@ -1,0 +1,163 @@
+"""The update: from a step's groups to gradients, pack by pack, and to new weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hapo_lab.engines.protocol import Sampling
+from hapo_lab.loss import hapo_loss
+from hapo_lab.methods import Method
+from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.logprobs import completion_logprobs
+from hapo_lab.policy.policy import Policy
+from hapo_lab.ssi import Group
+from hapo_lab.training.batch import Batch, Rows
+from hapo_lab.training.config import Config
+
+
+class NotFinite(ArithmeticError):
+    """What is not finite, in words."""
+
+
+class Learner:
+    """The policy's optimizer, and the gradients that it follows."""
+
+    def __init__(self, policy: Policy, method: Method, config: Config, sampling: Sampling):
+        self.policy, self.method, self.config, self.sampling = policy, method, config, sampling
+        self.parameters = policy.trainable()
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
+        """In float16 a token's share of a large batch's gradient would be 0: the loss is scaled up, and the gradients down."""
+        self.torn = False
+        """The policy has moved in a step that is not in the run log (yet)."""
+
+    def update(self, groups: list[Group], rate: float) -> dict:
+        """The optimizer's steps on one batch; returns what a `StepRecord` says of them.
+
+        NotFinite where the loss or its gradient is not finite: then this optimizer step is not taken. EngineError: see
+        `Batch.of`.
+        """
+        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
+        packs = batch.packs(self.config.token_budget)
+        if not packs:
+            unknown = ("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy")
+            return dict.fromkeys(unknown) | {"updated": False, "tokens_trained": 0}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        scale = self.scaler.state_dict()
+        try:
+            old_logp, entropy, metrics = self._epochs(batch, packs)
+        except BaseException:  # whoever takes the step again begins with the same scale
+            self.scaler.load_state_dict(scale)
+            raise
+        trained, student = batch.trained, ~batch.teacher[:, None]
+        gap = (old_logp - batch.engine_logp).abs()[trained & batch.measured[:, None]]
+        return metrics | {
+            "updated": True, "tokens_trained": int(trained.sum()), "teacher_logp": _mean(old_logp, trained & ~student),
+            "clip_fraction": metrics["clip_fraction"] if (trained & student).any() else None,
+            "entropy": _mean(entropy, trained & student),
+            "engine_gap": gap.mean().item() if len(gap) else None, "engine_gap_max": gap.max().item() if len(gap) else None,
+            "without_engine_logp": int((batch.live & ~batch.teacher & ~batch.measured).sum())}
+
+    def _epochs(self, batch: Batch, packs: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """The inner epochs, an optimizer step each. Returns (B, T) log-probs and entropies of the policy before them, and
+        figures of the last one.
+
+        Where float16 overflows in a gradient, `GradScaler` skips that optimizer step and halves the scale. The epoch is then
+        done again on the same batch, because its rollouts cost far more than its gradients.
+        """
+        first: tuple[torch.Tensor, torch.Tensor] | None = None
+        skipped = epochs = 0
+        while not first or epochs < self.config.inner_epochs:
+            logp, entropy, share = self._backward(batch, packs, first and first[0])
+            first = first or (logp, entropy)  # the first pass over the batch is the old policy's
+            objective, clip_fraction = self._loss(batch, logp, entropy, first[0], torch.arange(len(logp)))
+            loss = objective.item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+            overflow = self.scaler.get_scale() > 1 and math.isfinite(loss) and not self._gradient().isfinite().all()
+            if not overflow:
+                self._refuse_unless_finite(batch, logp, loss, grad_norm)
+                self.torn = True
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            skipped, epochs = skipped + overflow, epochs + (not overflow)
+        self.optimizer.zero_grad()
+        return *first, {"loss": loss, "grad_norm": grad_norm, "teacher_share": share, "clip_fraction": clip_fraction,
+                        "skipped": skipped}
+
+    def _backward(self, batch: Batch, packs: list[list[int]],
+                  old_logp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""
+        self.optimizer.zero_grad()
+        logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)
+        teacher_gradient = None
+        for pack in packs:
+            if teacher_gradient is None and not batch.teacher[pack[0]]:  # the teacher's packs come first
+                teacher_gradient = self._gradient()
+            rows = torch.tensor(pack)
+            new, h, mask = completion_logprobs(self.policy.model, *batch.rows.of_pack(pack),
+                                               temperature=self.sampling.temperature,
+                                               entropy_gradient=self.method.entropy_bonus != 0)
+            new, h, width = new.cpu(), h.cpu(), mask.shape[1]
+            logp[rows, :width], entropy[rows, :width] = new.detach(), h.detach()
+            new, h = (torch.nn.functional.pad(x, (0, logp.shape[1] - width)) for x in (new, h))
+            loss, _ = self._loss(batch, new, h, logp if old_logp is None else old_logp, rows)
+            self.scaler.scale(loss.to(self.policy.device)).backward()  # the scale lives where the gradients do
+        self.scaler.unscale_(self.optimizer)
+        if teacher_gradient is None:
+            return logp, entropy, 1.0
+        teacher_gradient /= self.scaler.get_scale()
+        teacher_norm, student_norm = teacher_gradient.norm(), (self._gradient() - teacher_gradient).norm()
+        return logp, entropy, (teacher_norm / (teacher_norm + student_norm).clamp(min=1e-12)).item()
+
+    def _loss(self, batch: Batch, logp: torch.Tensor, entropy: torch.Tensor, old_logp: torch.Tensor,
+              rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """`hapo_loss` less the entropy bonus, on some rows of the batch, and the clip fraction there. `logp` and `entropy`
+        hold just them, `old_logp` all."""
+        old_logp = old_logp[rows]
+        importance = (old_logp - batch.engine_logp[rows]).exp().clamp(max=self.config.importance_cap)
+        loss, metrics = hapo_loss(
+            logp, old_logp, batch.advantages[rows], batch.teacher[rows], batch.trained[rows], shaping=self.method.shaping,
+            eps_low=self.method.eps_low, eps_high=self.method.eps_high, weights=batch.weights[rows],
+            importance=importance.masked_fill(~batch.measured[rows, None], 1))
+        return loss - self.method.entropy_bonus * (batch.entropy_weights[rows] * entropy).sum(), metrics["clip_fraction"]
+
+    def _gradient(self) -> torch.Tensor:
+        """All parameters' gradients, as one vector."""
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
+
+    def _refuse_unless_finite(self, batch: Batch, logp: torch.Tensor, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        self.optimizer.zero_grad()
+        bad = (~logp.isfinite() & batch.trained).any(1)
+        raise NotFinite(f"the log-probabilities of rollout {int(bad.nonzero()[0])} of this batch are not finite" if bad.any()
+                        else f"the loss is {loss}" if not math.isfinite(loss)
+                        else f"the gradient's norm is {grad_norm}" + self.scaler.is_enabled() * (
+                            " in float16 even with a loss scale of 1: this policy may need bfloat16 or float32"))
+
+    @torch.no_grad()
+    def kl_to_base(self, groups: list[Group]) -> float:
+        """Mean KL of the present policy to the base over the students' sampled tokens, in nats: k3 = exp(d) - d - 1 with
+        d = log p_base - log p, unbiased where the present policy is the one that sampled them (Schulman, 2020).
+
+        Both by the trainer's own pass, at the sampling temperature: an engine's other rounding is no distance.
+        """
+        rows = Rows.of([prompt_ids(self.policy, g.problem) for g in groups], [g.sampled for g in groups])
+        packs = rows.packs(range(len(rows.rollouts)), self.config.token_budget)
+        return torch.cat([self._k3(*rows.of_pack(pack)) for pack in packs]).mean().item()
+
+    def _k3(self, prompts: list, completions: list) -> torch.Tensor:
+        """(tokens,)"""
+        model, temperature = self.policy.model, self.sampling.temperature
+        policy, _, mask = completion_logprobs(model, prompts, completions, temperature)
+        with model.disable_adapter():
+            base, _, _ = completion_logprobs(model, prompts, completions, temperature)
+        d = (base - policy)[mask]
+        return d.expm1() - d
+
+
+def _mean(values: torch.Tensor, where: torch.Tensor) -> float | None:
+    return values[where].mean().item() if where.any() else None

@@ -1,0 +1,398 @@
+"""The training loop: an iterator of `StepRecord`s.
+
+    problems -> rollouts -> rewards -> gate -> SSI -> advantages -> log-probs -> loss -> optimizer -> StepRecord
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from hapo_lab.engines.protocol import Engine, Sampling
+from hapo_lab.engines.vllm_engine import engine_for
+from hapo_lab.gates import Gate, warn_of_size, with_numbers
+from hapo_lab.methods import Method, judge, teach
+from hapo_lab.policy.agreement import engine_differs, engine_gap
+from hapo_lab.policy.chat import demonstration_ids, prompt_ids
+from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.threads import computing_with
+from hapo_lab.reproducibility import parts
+from hapo_lab.reproducibility.catalogue import PARTS, method_described, method_from
+from hapo_lab.reproducibility.seeds import derive, gate_uniforms
+from hapo_lab.runs import checkpoint
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.manifest import describe, differences, policy_of, refuse_what_no_one_can_rebuild
+from hapo_lab.runs.record import StepRecord, changed_entries
+from hapo_lab.ssi import Group, Rollout, known
+from hapo_lab.tasks.jsonl import task_of_run
+from hapo_lab.tasks.problem import Problem, Task
+from hapo_lab.training.config import Config, learning_rate
+from hapo_lab.training.evaluation import evaluate, grade
+from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
+from hapo_lab.training.learner import Learner, NotFinite
+
+
+class Trainer:
+    """Iterate over it to train: each item is one finished step.
+
+    Ctrl-C, or the notebook's interrupt, lets the step finish, saves, and ends the iteration; iterate again to go on.
+    A cell that trains can be run again at any time: before a trainer is made or iterated, training in the background
+    (`run_in_background`) with the same policy or in the same folder is stopped, and has saved.
+
+    Parameters
+    ----------
+    policy, task, method, config
+        What learns, from what, how, and the numbers (default: `Config()`).
+    folder : path, optional
+        Where the run is written; None keeps it in memory. A folder that holds a run already is refused, unless
+    resume : bool
+        True: go on from its last checkpoint. Steps after that are dropped and done again, with the changes of the gate
+        that were made then. All must be as it was but the gate's numbers, which a method with new ones changes from here on,
+        and `config.steps`: a larger number extends the run, at the learning rate that it had planned to end with.
+    engine : "auto", "transformers", "vllm", or an Engine
+        Draws the rollouts; "auto" takes vLLM where it is installed and pays (`vllm_engine.engine_for`). Not part of what
+        identifies a run; run.json notes it with the versions.
+
+    Raises
+    ------
+    ValueError
+        The folder holds a run, or another one than is to be resumed; a prompt is too long; run.json could not give the method
+        back as it is (a gate or shaping from a notebook), so that no resume would be right.
+
+    Examples
+    --------
+    >>> config = Config(steps=2, prompts=1, eval_every=0)
+    >>> trainer = Trainer(load_policy("tiny"), load_task("sums"), HAPO, config)
+    >>> [(record.step, record.trials) for record in trainer]
+    [(1, (8,)), (2, (8,))]
+    """
+
+    def __init__(self, policy: Policy, task: Task, method: Method, config: Config | None = None, *,
+                 folder: str | Path | None = None, resume: bool = False, engine: Engine | str = "auto"):
+        config = config or Config()
+        self.policy, self.task, self.method, self.config = policy, task, method, config
+        self.sampling = Sampling(task.max_new_tokens, config.temperature)
+        self.threads = policy.threads
+        """Of the processor. A run that is resumed goes on with as many as it began with: so it goes on bit for bit."""
+        folder = Path(folder) if folder else None
+        tokens = config.prompts * config.group_size * task.max_new_tokens
+        log = folder / "vllm.log" if folder else None
+        self.engine = engine_for(engine, policy, config.steps, tokens, log) if isinstance(engine, str) else engine
+        self.log = RunLog(describe(policy, task, method, asdict(config), self.engine.name), folder)
+        if folder:
+            refuse_what_no_one_can_rebuild(method)
+        self._end_background()
+        self._check_prompts()
+        self._warn(method.gate)
+        self.gate_state: dict = {}
+        """What the gate remembers from step to step, as JSON; checkpoints hold it."""
+        self._stop = threading.Event()
+        self._compared = False  # the engine with the policy, in this process
+        self._begun = 0  # the step that has asked for the gate and is not finished, or 0
+        self.learner = Learner(policy, method, config, self.sampling)
+        if folder and resume and self.log.path("run.json").exists():
+            self._resume()
+        elif folder:
+            with writing(self.log.folder):
+                self.log.create()
+            self.save()
+        with sampling():
+            self.engine.sync()  # vLLM starts here, where it may say so, and not in the first step's time
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        self._end_background()
+        self._stop.clear()
+        with interrupt_asks(self._stop):
+            while len(self.log.steps) < self.log.planned:
+                if self.learner.torn:
+                    self._restore()
+                yield self._whole_step(len(self.log.steps) + 1)
+                if self._stop.is_set() and len(self.log.steps) < self.log.planned:
+                    self.save()
+                    with writing(self.log.folder):
+                        self.log.event("stopped")
+                    return
+
+    def stop(self) -> None:
+        """Let the iteration end after this step, saved, as Ctrl-C does. From any thread."""
+        self._stop.set()
+
+    @property
+    def gate(self) -> Gate:
+        """As it decides from the next step on: the method's, with the numbers as they were changed last."""
+        given = method_described(self.method)["gate"]
+        changed = {name: parts.rebuilt(value, PARTS) for name, value in self.log.gate(self._next).items()
+                   if value != given.get(name)}  # its kind is what it was: another one is another run
+        return with_numbers(self.method.gate, **changed) if changed else self.method.gate
+
+    def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:
+        """Give the gate other numbers, from the next step on; a step that is under way keeps its gate. From any thread.
+
+        The change is an event of the run log, and on disk when this returns: a run that is killed makes it again after the
+        same step, when it resumes. Returns the changed gate; ValueError, and nothing changed, if a number has no meaning
+        or the method's gate has none of that name.
+        """
+        asked = {"alpha": alpha, "beta": beta, "threshold": threshold}
+        numbers = {name: _number(name, value) for name, value in asked.items() if value is not None}
+        with self.log.lock:
+            before = self.gate
+            given = {field.name for field in fields(before)} if is_dataclass(before) else set[str]()
+            if unknown := numbers.keys() - given:
+                raise ValueError(f"the gate of {self.method.name} has no {' and no '.join(sorted(unknown))} to change.")
+            gate = with_numbers(before, **numbers)
+            if gate != before:
+                self._warn(gate)
+                described = method_described(replace(self.method, gate=gate))["gate"]
+                with writing(self.log.folder):
+                    self.log.event("changed", after_step=self._next - 1, gate=described)
+        return gate
+
+    def save(self) -> None:
+        """Write a checkpoint, if the run has a folder. TrainingError if it can't be written; the one before stays."""
+        if self.log.folder:
+            with writing(self.log.folder):
+                self.log.sync()
+                checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.policy,
+                                self.learner.optimizer, self.learner.scaler)
+
+    def save_adapter(self) -> Path:
+        """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
+        self.policy.model.save_pretrained(str(self.log.path("adapter")))
+        return self.log.path("adapter")
+
+    # one step ------------------------------------------------------------------------------------------------------
+
+    def _whole_step(self, step: int) -> StepRecord:
+        """A step with all that it leaves on disk."""
+        with self.log.lock:
+            method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
+        try:
+            with sampling(), computing_with(self.threads):
+                record, groups, gate_state = self._step(step, method)
+            self.learner.torn = True  # until the log has all of it
+            with writing(self.log.folder):
+                self.log.add(record, groups)
+        finally:
+            self._begun = 0
+        self.gate_state = gate_state
+        self.learner.torn = False
+        if step == self.log.planned or step % self.config.save_every == 0:
+            self.save()
+        return record
+
+    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict]:
+        seconds: dict[str, float] = {}
+        with timed(seconds, "rollout"):
+            self.engine.sync()
+            sampled = self._sample(self.problems(step), seed=derive(self.config.seed_of("sampling"), "rollouts", step))
+            self.engine.sleep()
+            if not self._compared:
+                self._compare(sampled)
+        with timed(seconds, "gate"):
+            uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
+            judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
+            demonstrations = [self.demonstration(g.problem) for g in sampled]
+            groups = [teach(method, g, d) for g, d in zip(judged, demonstrations, strict=True)]
+        rate, heldout, kl = learning_rate(self.config, step), None, None
+        evaluates = self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned)
+        if evaluates:
+            with timed(seconds, "evaluate"):
+                kl = self.learner.kl_to_base(sampled)  # before the update: of the policy that sampled
+        with timed(seconds, "update"):
+            update = self._update(step, groups, rate)
+        if evaluates:
+            with timed(seconds, "evaluate"):
+                self.engine.sync()
+                heldout = evaluate(self.policy, self.engine, self.task,
+                                   samples=self.config.eval_samples, sampling=self.sampling,
+                                   seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
+        record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
+                              without_demonstration=demonstrations.count(None),
+                              gate_state=changed_entries(self.gate_state, gate_state))
+        return record, groups, gate_state
+
+    def problems(self, step: int) -> list[Problem]:
+        """The step's problems: the training split in a new order each time round."""
+        first, size = (step - 1) * self.config.prompts, len(self.task.train)
+        places = [divmod(i, size) for i in range(first, first + self.config.prompts)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        return [self.task.train[orders[epoch][i]] for epoch, i in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.task.train)))
+        random.Random(derive(self.config.seed_of("order"), "order", epoch)).shuffle(order)
+        return order
+
+    def _sample(self, problems: list[Problem], seed: int) -> list[Group]:
+        n = self.config.group_size - self.method.teacher_seats
+        prompts = [prompt_ids(self.policy, p) for p in problems]
+        drawn = self.engine.generate(prompts, n, self.sampling, seed)
+        return [Group(p, tuple(grade(self.task, p, c) for c in completions))
+                for p, completions in zip(problems, drawn, strict=True)]
+
+    def _compare(self, sampled: list[Group]) -> None:
+        """TrainingError if the engine samples from another policy than the one that is trained."""
+        prompts = [prompt_ids(self.policy, g.problem) for g in sampled]
+        drawn = [[(r.ids, r.engine_logps) for r in g.rollouts] for g in sampled]
+        if why := engine_differs(self.policy.model, engine_gap(self.policy.model, prompts, drawn, self.sampling.temperature)):
+            raise TrainingError(f"{why}. Nothing was trained in this step: take another engine, or another model.")
+        self._compared = True
+
+    def _update(self, step: int, groups: list[Group], rate: float) -> dict:
+        try:
+            return self.learner.update(groups, rate)
+        except NotFinite as cause:
+            self.log.event("refused", step=step, cause=str(cause))
+            left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
+            raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
+                                "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
+
+    def _record(self, step: int, sampled: list[Group], groups: list[Group], rate: float, update: dict, kl: float | None,
+                heldout: float | None, seconds: dict[str, float], **rest: Any) -> StepRecord:
+        students = [r for g in sampled for r in g.rollouts]
+        mean = lambda values: sum(values) / len(students)  # noqa: E731
+        return StepRecord(
+            step=step, problems=tuple(g.problem.key for g in groups),
+            reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
+            cut=mean([not r.finished for r in students]),
+            successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
+            posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
+            decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
+            advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups),
+            teacher_samples=sum(int(g.teacher_mask.sum()) for g in groups),
+            dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups),
+            kl=kl, heldout=heldout, learning_rate=rate, tokens_sampled=sum(len(r.ids) for r in students),
+            seconds=seconds, **update, **rest)
+
+    # setting up ----------------------------------------------------------------------------------------------------
+
+    def demonstration(self, problem: Problem) -> Rollout | None:
+        """The problem's demonstration as a rollout. None if there is none, or if it is longer than the limit."""
+        text, ids = problem.demonstration, demonstration_ids(self.policy, problem, self.sampling.max_new_tokens)
+        if text is None or ids is None:
+            return None
+        verdict = self.task.verify(problem, text)
+        return Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True)
+
+    def _check_prompts(self) -> None:
+        new = self.sampling.max_new_tokens
+        for problem in (*self.task.train, *self.task.heldout):
+            if (length := len(prompt_ids(self.policy, problem))) > self.policy.context - new:
+                raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
+                                 f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
+        for problem in self.task.train:
+            demonstration_ids(self.policy, problem, new)
+
+    @property
+    def _next(self) -> int:
+        """The first step that has not asked for the gate yet."""
+        return max(len(self.log.steps), self._begun) + 1
+
+    def _warn(self, gate: Gate) -> None:
+        """A gate that can't close says so once: here, and not in a thread whose words reach nobody."""
+        warn_of_size(gate, self.config.group_size - self.method.teacher_seats)
+
+    def _end_background(self) -> None:
+        """Two threads would spoil a policy, or a folder, that they share."""
+        for other, run in list(in_background.items()):
+            folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
+            shared = other.policy.model is self.policy.model or (folders[0] and folders[0] == folders[1])
+            if shared and run.thread is not threading.current_thread():
+                run.end()
+
+    def _resume(self) -> None:
+        log, here = RunLog.load(self.log.path()), self.log.manifest
+        if different := differences(log.manifest, here):
+            raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
+        asked, planned = self.config.steps, log.manifest["config"]["steps"]
+        if asked < planned:
+            raise ValueError(f"{log.folder} holds a run of {planned} steps; it can be extended, not cut to {asked}.")
+        self.log, self.config = log, replace(self.config, steps=planned)
+        self.threads = log.manifest["versions"].get("threads", self.threads)
+        self._restore()
+        if asked > log.planned:
+            log.event("extended", steps=asked)
+            log.path("evaluation.json").unlink(missing_ok=True)  # it was of the adapter that is trained on now
+        if len(log.steps) < log.planned:
+            gate, engine = here["method"]["gate"], here["versions"]["engine"]
+            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
+                      **({} if engine == log.manifest["versions"].get("engine", engine) else {"engine": engine}))
+
+    def _restore(self) -> None:
+        """Back to the last whole checkpoint, in policy, optimizer and log."""
+        folder, steps = self.log.folder, len(self.log.steps)
+        if not folder:
+            raise TrainingError(f"step {steps + 1} broke off in the middle, and this run has no folder to go back to: "
+                                "start again with a new policy and trainer.")
+        found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, self.learner.scaler, at_most=steps)
+        if not found and steps:
+            raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
+        with writing(folder):
+            step, self.gate_state = found or (0, {})
+            self.log.rewind(step)
+        if not found:
+            self.save()
+        self.learner.torn = False
+
+
+class Driver(Protocol):
+    """What takes a trainer's steps in another thread (`background.Run`)."""
+
+    thread: threading.Thread
+
+    def end(self) -> None:
+        """Stop, and wait until it has."""
+
+
+in_background: dict[Trainer, Driver] = {}
+"""Trainers whose steps are taken in another thread."""
+
+
+def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -> Trainer:
+    """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
+
+    `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
+    not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
+    folder holds no run, or one that is to take as many steps anyway.
+
+    >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
+    >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))
+    >>> next(begun).step
+    1
+    >>> [record.step for record in resume("run")]
+    [2]
+    """
+    log = RunLog.load(folder)
+    if steps is not None and steps <= log.planned:
+        raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
+    manifest = log.manifest | {"method": log.manifest["method"] | {"gate": log.given_gate()}}
+    policy, task, method, config = rebuild(manifest)
+    config = replace(config, steps=steps or config.steps)
+    return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
+
+
+def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
+    """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
+
+    ValueError if a part can't be had as it was.
+    """
+    try:
+        config, method, task = Config(**manifest["config"]), method_from(manifest["method"]), task_of_run(manifest)
+    except KeyError as missing:
+        raise ValueError(f"this run can't be rebuilt: its run.json says nothing of {missing}; another version of this kit made "
+                         "it.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
+                         "Trainer(policy, task, method, config, folder=..., resume=True).") from None
+    return policy_of(manifest), task, method, config
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"gate: the {name} is {value!r}; it must be a number.") from None
