@@ -62,7 +62,7 @@ trl: .venv-trl/done  ## TRL, for benchmarks/against_trl.py, in a Python of its o
 
 docs: .venv-docs/done  ## the site: README, lessons with their pictures, the reference; in site/, to be read without a server
 	@rm -rf build/site
-	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -j 2 -c docs -d build/pages . build/site
+	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -c docs -d build/pages . build/site
 	@rm -rf site && mv build/site site
 	@echo "$(CURDIR)/site/index.html ($$(du -sh site | cut -f1)): open it in a browser"
 

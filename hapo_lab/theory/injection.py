@@ -81,9 +81,10 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
         if len(after) > MOST_STATES:
             raise ValueError(f"purity: {gate} remembers so much that {visit} visits have more than {MOST_STATES:,} histories: "
                              "ask for an earlier visit, or smaller groups.")
-        if len(states) == len(after) == 1 and states[0][0] in [state for state, _ in after.values()]:
-            break  # it remembers nothing
-        states = list(after.values())
+        met = list(after.values())
+        if len(states) == len(met) == 1 and states[0][0] == met[0][0]:
+            break  # it remembers nothing more
+        states = met
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
 
