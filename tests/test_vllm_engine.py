@@ -23,9 +23,10 @@ from transformers import GenerationConfig
 
 from hapo_lab.commands.cli import main
 from hapo_lab.engines import vllm_engine, vllm_process
+from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import Process, VllmEngine, dequantised_base, engine_for, installed
+from hapo_lab.engines.vllm_engine import Process, VllmEngine, dequantised_base, installed
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.models import load_policy
