@@ -101,6 +101,7 @@ def test_the_readmes_commands_run_as_written(tmp_path):
     given = [words for words in commands(README) if words[0] == "hapo-lab" and words[1] != "lessons"]
     assert len(given) == 7
     for words in given:
-        done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+        command = [Path(sys.executable).parent / words[0], *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     assert len(RunLog.load(tmp_path / "runs" / "mine").steps) == 80 and (tmp_path / "report" / "comparison.png").exists()

@@ -51,7 +51,7 @@ def served(policy) -> Process:
     return vllm_engine._processes[policy.model]
 
 
-def ended(pid: int, seconds: float = 10) -> bool:
+def ended(pid: int, seconds: float = 300) -> bool:
     """A process, and all that it started, is gone in time."""
     until = time.monotonic() + seconds
     while (there := members(pid)) and time.monotonic() < until:
