@@ -40,7 +40,8 @@ def ours(engine_name: str, job: str) -> None:
 
     from common import WholeCompletions, mixed
 
-    from hapo_lab.engines.vllm_engine import _processes, engine_for
+    from hapo_lab.engines.choice import engine_for
+    from hapo_lab.engines.vllm_engine import _processes
     from hapo_lab.methods import GRPO, HAPO
     from hapo_lab.policy.models import load_policy
     from hapo_lab.tasks.builtin import load_task

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hapo_lab.engines.choice import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.methods import GRPO
 from hapo_lab.runs.log import RunLog
 from hapo_lab.training.config import Config

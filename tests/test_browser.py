@@ -20,7 +20,7 @@ from hapo_lab.runs.log import RunLog
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 120_000
+PATIENCE = 600_000
 """Milliseconds for what takes a second on a machine that has nothing else to do."""
 
 

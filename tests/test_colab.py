@@ -210,7 +210,7 @@ def test_a_lesson_runs_on_colabs_versions(path, colab, tmp_path, monkeypatch, re
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import hapo_lab, ipykernel, ipywidgets\n"
                                                     "print(ipykernel.__version__, ipywidgets.__version__, hapo_lab.__file__)"))
-    NotebookClient(notebook, timeout=600, kernel_name=colab.machine.kernel(monkeypatch),
+    NotebookClient(notebook, timeout=None, kernel_name=colab.machine.kernel(monkeypatch),
                    resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]

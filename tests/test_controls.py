@@ -13,7 +13,7 @@ from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import TINY
 from hapo_lab.training.trainer import Trainer
 
-PATIENCE = 120
+PATIENCE = 600
 
 
 @pytest.fixture

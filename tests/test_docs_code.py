@@ -3,6 +3,8 @@
 import ast
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import METHODS
 from hapo_lab.policy.models import PRESETS
+from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import TASKS
 from hapo_lab.tasks.verifiers import VERIFIERS
 
@@ -75,3 +78,30 @@ def test_every_command_of_the_kit_parses():
         asked = vars(parser().parse_args(words))  # SystemExit, and its words, where it does not parse
         unknown = [asked[option] for option, names in KNOWN.items() if asked.get(option) and asked[option] not in names]
         assert all(re.search(r"\.py:|\.jsonl$|^[A-Z]+$", name) for name in unknown), f"{words}: {unknown}"
+
+
+MY_GATES = """
+from dataclasses import dataclass
+
+import torch
+
+from hapo_lab import MemorylessGate
+
+
+@dataclass(frozen=True)
+class Half(MemorylessGate):
+    def chances(self, state, key, trials, others=()):
+        return 0.5 * (torch.arange(trials + 1) == 0).double()
+"""
+
+
+@pytest.mark.soak
+def test_the_readmes_commands_run_as_written(tmp_path):
+    (tmp_path / "my_gates.py").write_text(MY_GATES)
+    given = [words for words in commands(README) if words[0] == "hapo-lab" and words[1] != "lessons"]
+    assert len(given) == 7
+    for words in given:
+        command = [Path(sys.executable).parent / words[0], *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    assert len(RunLog.load(tmp_path / "runs" / "mine").steps) == 80 and (tmp_path / "report" / "comparison.png").exists()

@@ -424,7 +424,7 @@ def test_in_a_real_kernel_one_picture_updated_in_place():
              "log, steps = growing(a_log(steps=4, planned=4))",
              "with Dashboard(log) as dashboard:\n    for record in steps:\n        time.sleep(.6)\n        dashboard.update()"]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    client = nbclient.NotebookClient(book, timeout=120, kernel_name="python3",
+    client = nbclient.NotebookClient(book, timeout=None, kernel_name="python3",
                                      resources={"metadata": {"path": str(Path(__file__).parents[1])}})
     messages = []
     process = client.process_message

@@ -77,3 +77,9 @@ def test_a_rooms_init_hands_names_on_and_holds_no_code():
 def test_no_file_is_longer_than_four_hundred_lines():
     long = {str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long and len((PACKAGE / "gate.py").read_text().splitlines()) <= 150
+
+
+def test_the_drawing_in_architecture_names_every_module():
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    drawing = page.partition("## The rooms")[2].partition("## ")[0].replace("/", " ").replace(".py", "").split()
+    assert {name.rpartition(".")[2] for name in modules()} - {"__init__", "__main__"} <= set(drawing)

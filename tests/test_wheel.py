@@ -80,7 +80,7 @@ def test_the_lessons_are_written_by_the_command_and_the_first_one_trains(install
 
     notebook = nbformat.read(tmp_path / "mine" / "00_start_here.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import hapo_lab\nprint(hapo_lab.__file__)"))
-    NotebookClient(notebook, timeout=600, kernel_name=installed.kernel(monkeypatch),
+    NotebookClient(notebook, timeout=None, kernel_name=installed.kernel(monkeypatch),
                    resources={"metadata": {"path": str(tmp_path / "mine")}}).execute()
     first, *others, last = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not first.outputs and last.outputs[0].text.strip() == str(installed.site / "hapo_lab" / "__init__.py")

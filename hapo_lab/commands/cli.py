@@ -20,9 +20,9 @@ from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
+from hapo_lab.engines.choice import ENGINES
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import ENGINES
 from hapo_lab.gates import GATES, with_numbers
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import METHODS

