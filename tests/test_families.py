@@ -35,7 +35,7 @@ from transformers import (
 
 from hapo_lab.engines.protocol import Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import _cache_size, _merges, _unserved
+from hapo_lab.engines.vllm_engine import _cache_size, merges, unserved
 from hapo_lab.methods import GRPO
 from hapo_lab.policy import models
 from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
@@ -145,7 +145,7 @@ def test_the_engine_samples_from_what_the_trainer_computes(saved, family, quanti
     assert gap < 1e-4
     assert policy.context == 64
     if family == "gpt2" and quantize:
-        assert "which is no inner linear layer" in _unserved(policy, merge=True)
+        assert "which is no inner linear layer" in unserved(policy, merge=True)
 
 
 def test_the_cap_on_attention_scores_counts(saved):
@@ -304,7 +304,7 @@ def test_in_bfloat16_the_engines_copy_follows_an_early_update(monkeypatch, fresh
     policy_moved, back = moved(policy.model, 1e-4), moved(policy.model, 0.0)
     assert torch.equal(moved(engine.model, 1e-4), policy_moved) and torch.equal(back, -policy_moved)
     assert policy_moved.abs().max() > 0
-    assert _merges(fresh) and not _merges(policy)
+    assert merges(fresh) and not merges(policy)
 
 
 class Stale(TransformersEngine):
