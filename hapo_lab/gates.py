@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from math import ceil, isfinite
 from typing import Any, Protocol, cast
@@ -106,6 +106,11 @@ def can_close(gate: Gate, trials: int) -> bool:
     return bool(gate.chances({}, "", trials)[-1] < 1)
 
 
+def numbers_of(gate: Any) -> set[str]:
+    """The names of a gate's numbers, or of a class of gates': a dataclass's fields."""
+    return {field.name for field in fields(gate)} if is_dataclass(gate) else set()
+
+
 def with_numbers(gate: Gate, **numbers: float) -> Gate:
     """The gate with other numbers. TypeError if it is no dataclass, or has none of that name."""
     return replace(cast(Any, gate), **numbers)
@@ -117,7 +122,7 @@ _warned: set[tuple[str, int]] = set()
 def warn_of_size(gate: Gate, trials: int) -> None:
     """Say it, once, if a gate with a threshold can't close in groups of this size, or erases their signal."""
     found = ladder(gate, trials)
-    if "erases" not in found or "threshold" not in vars(gate) or (str(gate), trials) in _warned:
+    if "erases" not in found or "threshold" not in numbers_of(gate) or (str(gate), trials) in _warned:
         return
     _warned.add((str(gate), trials))
     what = (f"injects at S = {trials - 1}, where it replaces the group's only failure: "

@@ -2,13 +2,14 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 
 from hapo_lab.commands.cli import main
-from hapo_lab.gates import can_close, ladder
+from hapo_lab.gates import MemorylessGate, RunningGate, can_close, ladder, numbers_of, warn_of_size
 from hapo_lab.methods import HAPO
 from hapo_lab.notebook.controls import Controls
 from hapo_lab.pictures.figures import training_figure
@@ -123,3 +124,22 @@ def test_at_the_command_line(mine, tmp_path):
     main(["train", str(tmp_path / "run"), "--model", "tiny", "--gate", f"{tmp_path / 'my_gates.py'}:Coin", "--steps", "1",
           "--prompts", "1", "--eval-every", "0"])
     assert RunLog.load(tmp_path / "run").manifest["method"]["name"] == "HAPO, my_gates.py:Coin"
+
+
+def test_one_that_is_derived_from_the_kits_is_reckoned_by_its_own_rule():
+    class Never(RunningGate):
+        def chances(self, state, key, trials, others=()):
+            return 0 * super().chances(state, key, trials, others)
+    assert not injection_chances(.4, 3, Never(), visit=2).any() and injection_chances(.4, 3, RunningGate(), visit=2).any()
+
+
+def test_one_with_slots_has_its_numbers():
+    @dataclass(frozen=True, slots=True)
+    class Slim(MemorylessGate):
+        threshold: float = 0.5
+
+        def chances(self, state, key, trials, others=()):
+            return (torch.arange(trials + 1) < trials).double()
+    assert numbers_of(Slim()) == {"threshold"} and numbers_of(object()) == set()
+    with pytest.warns(UserWarning, match="with groups of 4 injects at S = 3"):
+        warn_of_size(Slim(), 4)

@@ -201,7 +201,9 @@ def test_a_small_model_computes_on_one_thread_and_a_resumed_run_on_as_many_as_it
     assert fresh.threads == 1 and set(seen) == {1} and trainer.log.manifest["versions"]["threads"] == 1
     manifest = tmp_path / "run.json"
     manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 2'))
-    again, seen[:] = Trainer(fresh, sums, HAPO, replace(SMALL, steps=2), folder=tmp_path, resume=True), []
+    config = replace(SMALL, steps=2, eval_every=1)  # its evaluations too
+    manifest.write_text(manifest.read_text().replace('"eval_every": 0', '"eval_every": 1'))
+    again, seen[:] = Trainer(fresh, sums, HAPO, config, folder=tmp_path, resume=True), []
     again.engine.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     list(again)
     assert set(seen) == {2} and torch.get_num_threads() == before

@@ -23,7 +23,7 @@ from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.choice import ENGINES
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.gates import GATES, with_numbers
+from hapo_lab.gates import GATES, numbers_of, with_numbers
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
     if args.gate:
         method = replace(method, name=f"{method.name}, {_part_name(args.gate)}", gate=get_gate(args.gate, **prior))
     elif prior:
-        if unknown := prior.keys() - vars(method.gate).keys():
+        if unknown := prior.keys() - numbers_of(method.gate):
             raise ValueError(f"the gate of method {args.method!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
         method = replace(method, gate=with_numbers(method.gate, **prior))
     if (args.folder / "run.json").exists():  # before minutes of loading

@@ -10,7 +10,7 @@ from html import escape
 import ipywidgets as ipw
 from IPython.display import display
 
-from hapo_lab.gates import Gate, with_numbers
+from hapo_lab.gates import Gate, numbers_of, with_numbers
 from hapo_lab.notebook.dashboard import Dashboard
 from hapo_lab.notebook.widgets import gate_sliders
 from hapo_lab.pictures import explorables
@@ -48,7 +48,7 @@ class Controls:
         self.trainer = trainer
         self.run: Run | None = None
         gate = trainer.gate
-        self.sliders = gate_sliders(gate) if {"alpha", "beta", "threshold"} <= vars(gate).keys() else {}
+        self.sliders = gate_sliders(gate) if {"alpha", "beta", "threshold"} <= numbers_of(gate) else {}
         self.buttons = {label: ipw.Button(description=label, layout=ipw.Layout(width="90px"))
                         for label in ("Pause", "Step", "Stop")}
         self.ladder, self.status = ipw.HTML(), ipw.Label()

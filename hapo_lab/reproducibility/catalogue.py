@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from hapo_lab.gates import GATES, Gate
+from hapo_lab.gates import GATES, Gate, numbers_of
 from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt
 from hapo_lab.methods import METHODS, Method
 from hapo_lab.reproducibility import parts
@@ -39,7 +39,7 @@ def get_gate(name: str, **numbers: float) -> Gate:
     gate = _get("gate", name, GATES)
     if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
         raise ValueError(f"{name!r} is no gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
-    if unknown := numbers.keys() - {f.name for f in (fields(gate) if is_dataclass(gate) else ())}:
+    if unknown := numbers.keys() - numbers_of(gate):
         raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
     try:
         return gate(**numbers) if isinstance(gate, type) else replace(gate, **numbers) if numbers else gate

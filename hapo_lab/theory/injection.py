@@ -10,8 +10,9 @@ each visit of the prompt draws S from Binomial(N, mu), anew.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache, singledispatch
+from functools import lru_cache
 from math import ceil, comb, sqrt
 
 import numpy as np
@@ -63,10 +64,9 @@ def injection_chances(success_rate: ArrayLike, trials: int, gate: Gate, visit: i
     mu, n = _rates(success_rate), group_size(trials)
     if visit != int(visit) or visit < 1:
         raise ValueError(f"purity: visit {visit}; visits are counted from 1, in whole numbers.")
-    return np.broadcast_to(_over_histories(gate, mu, n, visit), (*mu.shape, n + 1))
+    return np.broadcast_to(_KNOWN.get(type(gate), _over_histories)(gate, mu, n, visit), (*mu.shape, n + 1))
 
 
-@singledispatch
 def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     """Equal states are counted together, so a gate without memory has one history."""
     pmf = np.moveaxis(binomial_pmf(n, mu), -1, 0)
@@ -88,24 +88,26 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
 
-@_over_histories.register
-def _(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+def _by_step(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     return gate.chances({"step": visit - 1}, "", n).numpy()
 
 
-@_over_histories.register
-def _(gate: RunningGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+def _running(gate: RunningGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     """At a discount of 1 the successes of earlier visits are Binomial((visit - 1) N, mu)."""
     if gate.discount != 1 and visit > 1:
         raise ValueError(f"purity: with a discount of {gate.discount} only bounds are known: use injection_bracket.")
     return binomial_cdf(gate.cutoff(visit * n) - np.arange(n + 1), (visit - 1) * n, mu[..., None])
 
 
-@_over_histories.register
-def _(gate: SuccessAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+def _by_success(gate: SuccessAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     s, total = np.arange(n + 1), min(visit, gate.window) * n
     last = (_falling_cutoffs(gate, n, total) >= s[:, None]).sum(1) - 1  # successes in the window up to which S injects
     return binomial_cdf(last - s, total - n, mu[..., None])
+
+
+_KNOWN: dict[type, Callable[..., np.ndarray]] = {
+    StepAnnealedGate: _by_step, RunningGate: _running, SuccessAnnealedGate: _by_success}
+"""Memories whose histories need not be walked through, by their exact class: one derived from it may decide otherwise."""
 
 
 def injection_probability(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
@@ -132,7 +134,7 @@ def injection_bracket(success_rate: ArrayLike, trials: int, gate: Gate, visit: i
     gives the lower end; rounded down, the upper. The width falls as 1/cells. (Rigorous but for the arithmetic's own
     rounding, about 1e-13 of the value.)
     """
-    if not (isinstance(gate, RunningGate) and gate.discount != 1 and visit > 1):
+    if not (type(gate) is RunningGate and gate.discount != 1 and visit > 1):
         exact = injection_probability(success_rate, trials, gate, visit)
         return exact, exact
     mu, n = _rates(success_rate), group_size(trials)
@@ -212,7 +214,7 @@ def _below(last: int, n: int, mu: float, discount: Fraction, visit: int, cells: 
 
 def count_cutoff(gate: Gate, trials: int, visit: int = 1) -> tuple[int, int] | None:
     """(k, n) if the gate injects where n draws hold at most k successes, which the bounds speak of; None if not so."""
-    if isinstance(gate, RunningGate) and gate.discount == 1:
+    if type(gate) is RunningGate and gate.discount == 1:
         return gate.cutoff(visit * group_size(trials)), visit * trials
     try:
         chances = injection_chances([0.3, 0.7], trials, gate, visit)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
-from hapo_lab.gates import Gate, warn_of_size, with_numbers
+from hapo_lab.gates import Gate, numbers_of, warn_of_size, with_numbers
 from hapo_lab.methods import Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
@@ -76,8 +76,6 @@ class Trainer:
         config = config or Config()
         self.policy, self.task, self.method, self.config = policy, task, method, config
         self.sampling = Sampling(task.max_new_tokens, config.temperature)
-        self.threads = policy.threads
-        """Of the processor. A run that is resumed goes on with as many as it began with: so it goes on bit for bit."""
         folder = Path(folder) if folder else None
         tokens = config.prompts * config.group_size * task.max_new_tokens
         log = folder / "vllm.log" if folder else None
@@ -140,8 +138,7 @@ class Trainer:
         numbers = {name: _number(name, value) for name, value in asked.items() if value is not None}
         with self.log.lock:
             before = self.gate
-            given = {field.name for field in fields(before)} if is_dataclass(before) else set[str]()
-            if unknown := numbers.keys() - given:
+            if unknown := numbers.keys() - numbers_of(before):
                 raise ValueError(f"the gate of {self.method.name} has no {' and no '.join(sorted(unknown))} to change.")
             gate = with_numbers(before, **numbers)
             if gate != before:
@@ -171,7 +168,7 @@ class Trainer:
         with self.log.lock:
             method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
         try:
-            with sampling(), computing_with(self.threads):
+            with sampling(), computing_with(self.policy.threads):
                 record, groups, gate_state = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
             with writing(self.log.folder):
@@ -312,7 +309,8 @@ class Trainer:
         if asked < planned:
             raise ValueError(f"{log.folder} holds a run of {planned} steps; it can be extended, not cut to {asked}.")
         self.log, self.config = log, replace(self.config, steps=planned)
-        self.threads = log.manifest["versions"].get("threads", self.threads)
+        threads = log.manifest["versions"].get("threads", self.policy.threads)
+        self.policy = replace(self.policy, threads=threads)  # as many as it began with: so it goes on bit for bit
         self._restore()
         if asked > log.planned:
             log.event("extended", steps=asked)
