@@ -1,10 +1,10 @@
 """What a busy neighbour costs a training step, and what the choice of threads costs a quiet machine.
 
-    python benchmarks/neighbour.py [OUT.json]     # six minutes on two cores, with nothing beside
+    python benchmarks/neighbour.py [OUT.json]     # thirteen minutes on two cores, with nothing beside
 
 The neighbour is a process that computes without a pause. Each figure is the median step of a run of its own: `tiny` at its
-usual job, SmolLM2-135M at the main one. "kit" is what the kit chooses, "torch" torch's own choice. Quiet and beside runs are
-interleaved, three rounds of them.
+usual job, SmolLM2-135M at the main one. "kit" is what the kit chooses: the number of threads, and that they wait passively.
+"torch" is torch as it comes. Quiet and beside runs are interleaved, three rounds of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ CHOICES = ("kit", "torch")
 STEP = """
 import json, statistics, sys
 from dataclasses import replace
-import torch
-from hapo_lab import HAPO, TINY, Config, Trainer, load_policy, load_task
 model, choice, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if choice == "torch":
+    import torch  # before the kit: its OpenMP waits actively
+from hapo_lab import HAPO, TINY, Config, Trainer, load_policy, load_task
 policy = load_policy(model)
 if choice == "torch":
     policy = replace(policy, threads=torch.get_num_threads())

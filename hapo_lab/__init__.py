@@ -5,8 +5,13 @@ each lives. The examples in their docstrings suppose `import torch` and `from ha
 """
 
 import logging
+import os
 
 import lazy_loader
+
+# OpenMP reads this when torch is loaded, so it stands before. A thread that waits for another gives the core away instead of
+# turning on it: beside a busy process that is half the step's time (`benchmarks/neighbour.py`).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

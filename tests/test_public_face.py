@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def imported_by(code: str) -> set[str]:
 def test_the_method_is_imported_without_a_model_library_or_a_picture():
     names = "BetaGate, HAPO, hapo_loss, synthetic_success_injection, ladder, get_gate, load_task, shipped_run"
     assert not HEAVY & imported_by(f"from hapo_lab import {names}")
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise():
+    """OpenMP reads its variable when torch is loaded, so the package alone has to set it."""
+    for said, waits in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        done = subprocess.run([sys.executable, "-c", "import hapo_lab, os; print(os.environ['OMP_WAIT_POLICY'])"], text=True,
+                              capture_output=True, env=environment | ({"OMP_WAIT_POLICY": said} if said else {}))
+        assert done.stdout.strip() == waits
 
 
 def test_the_package_alone_imports_nothing_large():

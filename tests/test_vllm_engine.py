@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -206,6 +207,7 @@ def test_a_run_logs_the_gap_and_a_killed_engine_costs_a_sentence(fresh, sums, tm
 
     def killed_in_the_middle(self, what, **arguments):
         if what == "generate" and self.process.pid == process.pid:
+            process.send_signal(signal.SIGSTOP)  # it can't answer before it is killed, however fast it is
             threading.Timer(0.02, process.kill).start()
         return ask(self, what, **arguments)
 

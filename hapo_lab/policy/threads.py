@@ -1,8 +1,9 @@
 """How many of the processor's threads a policy computes with.
 
 Threads that share a product of matrices wait for each other at its end. Beside another busy process one of them may have to
-wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step so: on one thread a
-neighbour costs it hardly anything (`benchmarks/neighbour.py`).
+wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step so: it computes on
+one thread. A larger one keeps its threads, and they wait passively (`OMP_WAIT_POLICY`, set in `hapo_lab/__init__.py`).
+`benchmarks/neighbour.py` prints both.
 """
 
 from __future__ import annotations
