@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import teach_alone
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import RunningGate
 from hapo_lab.loss import group_advantages
-from hapo_lab.methods import GRPO, HAPO, LUFFY, METHODS, SFT
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.reproducibility.catalogue import get_gate, get_method
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
+from hapo_lab.methods import GRPO, HAPO, SFT
 from hapo_lab.reproducibility.catalogue import get_shaping
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task

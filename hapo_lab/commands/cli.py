@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.lessons import lessons
@@ -25,7 +26,6 @@ from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.gates import GATES, numbers_of, with_numbers
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy

@@ -35,11 +35,11 @@ class StepRecord:
     decisions: tuple[bool, ...]
     """Whether the gate asked for the teacher."""
     replaced: tuple[int, ...]
-    """The seat that SSI filled; -1: none."""
+    """The seat that the gate gave to the teacher; -1: none."""
     advantages: tuple[tuple[float, ...], ...]
     """Of the rollouts that the update saw."""
     teacher_samples: int
-    """Demonstrations in the update, by SSI or by a reserved seat."""
+    """Demonstrations in the update, by SSI, by a reserved seat, or in an update of their own."""
     without_demonstration: int
     """Groups that had none to offer."""
     dead_before: int
@@ -77,6 +77,8 @@ class StepRecord:
     without_engine_logp: int = 0
     """Trained rollouts of the student whose engine gave no log-probabilities: nothing is known of their gap, and their
     importance weight is 1."""
+    thrown_away: int = 0
+    """Groups that were drawn and not learned from, by a method with `redraws`. The student's figures include them."""
     skipped: int = 0
     """Optimizer steps that were not taken because float16 overflowed; each was tried again with half the loss scale."""
     seconds: dict[str, float] = field(default_factory=dict)
