@@ -1,12 +1,13 @@
 """Tasks for comparisons: other ways and other teachers to the same sums, fewer demonstrations, problems from elsewhere."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
 
 from hapo_lab.runs.log import RunLog, shipped_run
-from hapo_lab.tasks.builtin import TASKS, load_task, short, usual, worked
+from hapo_lab.tasks.builtin import FOREIGN, TASKS, load_task, short, usual, worked
 from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
 from hapo_lab.tasks.problem import Problem, Task, Verdict, problem_from, problem_row, question, with_demonstrations
@@ -26,7 +27,7 @@ def test_the_worked_way_adds_column_by_column_with_the_carry(a, b, expected):
 
 
 def test_all_sums_tasks_ask_for_the_same_sums_in_the_same_splits():
-    for name in SUMS:
+    for name in set(SUMS) - {"sums_small"}:
         asked = [[p.messages for p in split] for split in (load_task(name, 2).train, load_task(name, 2).heldout)]
         assert asked == [[p.messages for p in split] for split in (load_task("sums", 2).train, load_task("sums", 2).heldout)]
 
@@ -54,6 +55,7 @@ def test_the_numbers_of_shipped_runs_still_name_their_tasks():
 # several demonstrations a problem
 
 MANY = Problem("2+2", ({"role": "user", "content": "2 + 2?"},), "4", "It is 4", ("4", "2 + 2 = 4"))
+ASKED = Problem("3+3", ({"role": "user", "content": "3 + 3?"},), "6")
 
 
 def test_without_more_demonstrations_a_problem_is_written_as_it_always_was():
@@ -64,9 +66,7 @@ def test_without_more_demonstrations_a_problem_is_written_as_it_always_was():
 
 
 def test_other_teachers_are_part_of_a_tasks_identity():
-    three, two = (Task("t", (p,), (replace(MANY, key="3+3", messages=({"role": "user", "content": "3 + 3?"},),
-                                           demonstration=None, more_demonstrations=()),), ends_in_answer, 8)
-                  for p in (MANY, replace(MANY, more_demonstrations=("4",))))
+    three, two = (Task("t", (p,), (ASKED,), ends_in_answer, 8) for p in (MANY, replace(MANY, more_demonstrations=("4",))))
     assert three.identity["train_sha256"] != two.identity["train_sha256"]
 
 
@@ -75,11 +75,10 @@ def ends_in_answer(problem, completion):
 
 
 def test_each_teacher_is_verified_and_searched_for_leaks():
-    held = replace(MANY, key="3+3", messages=({"role": "user", "content": "3 + 3?"},), demonstration=None, more_demonstrations=())
     with pytest.raises(ValueError, match=r"the demonstration of '2 \+ 2\?' fails its own verifier: it says 5"):
-        Task("t", (replace(MANY, more_demonstrations=("4", "5")),), (held,), ends_in_answer, 8)
+        Task("t", (replace(MANY, more_demonstrations=("4", "5")),), (ASKED,), ends_in_answer, 8)
     with pytest.raises(ValueError, match=r"held out and in training both: 3\+3"):
-        Task("t", (replace(MANY, more_demonstrations=("3 + 3? 2 + 2 = 4",)),), (held,), ends_in_answer, 8)
+        Task("t", (replace(MANY, more_demonstrations=("3 + 3? 2 + 2 = 4",)),), (ASKED,), ends_in_answer, 8)
 
 
 def test_a_group_keeps_its_problems_teachers_in_the_log(tmp_path, group_of, demonstration):
@@ -133,7 +132,7 @@ def test_a_share_of_the_demonstrations_lies_within_each_larger_one():
     task = load_task("sums_teachers")
     shares = [with_demonstrations(task, share, seed=5) for share in (0.001, 0.01, 0.03, 0.1, 0.3, 1)]
     assert [len(shown(t)) for t in shares] == [1, 3, 8, 28, 84, 280]
-    assert all(shown(few) < shown(more) for few, more in zip(shares, shares[1:], strict=False))
+    assert all(shown(few) < shown(more) for few, more in itertools.pairwise(shares))
     assert shown(with_demonstrations(task, 0.1, seed=6)) != shown(shares[3])
 
 
@@ -200,7 +199,7 @@ def test_a_seed_decides_the_splits(name):
 def test_the_tasks_own_verifier_accepts_the_answer_and_no_other(name):
     task = load_task(name)
     for problems in elsewhere(name).values():
-        for p, other in zip(problems, problems[1:], strict=False):
+        for p, other in itertools.pairwise(problems):
             assert task.verify(p, p.answer).correct
             assert p.answer == other.answer or not task.verify(p, other.answer).correct
 
@@ -211,6 +210,18 @@ def test_sums_elsewhere_are_right_and_end_as_the_task_wants():
         for problems in elsewhere(name).values():
             assert all(p.answer == ending + str(sum(map(int, p.key.split(" + ")))) for p in problems)
             assert all(number in question(p) for p in problems for number in p.key.split(" + "))
+
+
+def test_small_sums_are_trained_on_and_the_larger_ones_stand_elsewhere():
+    small, larger = ([int(p.key.split(" + ")[1]) for p in problems] for problems in (
+        (*load_task("sums_small").train, *load_task("sums_small").heldout), elsewhere("sums_small")["numbers"]))
+    assert len(small) > 120 and max(small) < 70 <= min(larger) and max(larger) < 100
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name in FOREIGN])
+def test_a_foreign_ending_is_asked_for_and_shown(name):
+    problem = load_task(name).train[0]
+    assert problem.answer == f"{FOREIGN[name]}77" and problem.demonstration == f"26 + 51 = 77. {FOREIGN[name]}77"
 
 
 def test_numbers_are_larger_and_in_order_the_larger_one_comes_first():

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.tasks.verifiers import verify_end, verify_iso_date, verify_json_record
@@ -117,19 +118,36 @@ def sums_worked(seed: int = 0) -> Task:
     return _sums("sums_worked", seed, "Answer: ", worked)
 
 
+SMALL = 70
+"""`sums_small` asks only for sums of numbers below it."""
+
+
+def sums_small(seed: int = 0) -> Task:
+    """The same sums and verifier, numbers below 70 only: some 120 to train on, 40 held out. The larger ones are elsewhere."""
+    return _sums("sums_small", seed, "Answer: ", below=SMALL)
+
+
 def sums_teachers(seed: int = 0) -> Task:
     """The same sums and verifier, with three teachers: `usual`, `worked` and `short`."""
     return _sums("sums_teachers", seed, "Answer: ", usual, worked, short)
 
 
-def sums_short(seed: int = 0) -> Task:
-    """The same sums, ending in "A: 85". `tiny` knows these characters, but has never seen ":" behind "A"."""
-    return _sums("sums_short", seed, "A: ")
+FOREIGN = {"sums_is": "So: is ", "sums_equals": "Total: = ", "sums_sol": "Sol: ", "sums_short": "A: "}
+"""Endings with one character that `tiny` has never seen where it stands, from the least to the most foreign.
+
+It is the "i" of "So: is", the "=" of "Total: =", the "l" of "Sol", and the ":" of "A:". All else is as `tiny` knows it, so that
+these tasks differ from `sums` in one token that the teacher has to get across. `docs/tasks.md` has its log p.
+"""
 
 
-def _sums(name: str, seed: int, ending: str, *ways: Way) -> Task:
+def foreign(name: str, seed: int = 0) -> Task:
+    """The same sums, with an ending in `FOREIGN`: "27 + 58 = 85. A: 85"."""
+    return _sums(name, seed, FOREIGN[name])
+
+
+def _sums(name: str, seed: int, ending: str, *ways: Way, below: int = 100) -> Task:
     pairs = random.Random(seed).sample(RESERVED_SUMS, len(RESERVED_SUMS))
-    problems = tuple(sum_problem(a, b, ending, *ways or (usual,)) for a, b in pairs)
+    problems = tuple(sum_problem(a, b, ending, *ways or (usual,)) for a, b in pairs if b < below)
     return Task(name, train=problems[40:], heldout=problems[:40], verify=verify_end,
                 max_new_tokens=64 if worked in ways else 28, seed=seed)
 
@@ -143,7 +161,7 @@ def sum_problem(a: int, b: int, ending: str, *ways: Way, words: str = "What is {
 
 TASKS: dict[str, Callable[[int], Task]] = {
     "json_record": json_record, "iso_date": iso_date, "sums": sums, "sums_worked": sums_worked,
-    "sums_teachers": sums_teachers, "sums_short": sums_short}
+    "sums_teachers": sums_teachers, "sums_small": sums_small, **{name: partial(foreign, name) for name in FOREIGN}}
 
 
 def load_task(name: str = "json_record", seed: int = 0) -> Task:

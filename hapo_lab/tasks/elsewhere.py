@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
+from itertools import cycle
 
 from hapo_lab.tasks import builtin
 from hapo_lab.tasks.builtin import date_problem, record_problem, sum_problem
@@ -63,7 +64,7 @@ def _records(task: Task, rng: random.Random) -> dict[str, Iterable[Problem]]:
         pairs = rng.sample([(name, age) for name in names for age in ages], COUNT)
         return [record_problem(name, age, rng.choice(builtin.SENTENCES)) for name, age in pairs]
 
-    return {"wordings": [record_problem(name, int(age), rng.choice(RECORD_WORDINGS)) for name, age in people],
+    return {"wordings": [record_problem(name, int(age), words) for (name, age), words in zip(people, cycle(RECORD_WORDINGS))],
             "names": drawn(OTHER_NAMES, range(builtin.YOUNGEST, builtin.OLDEST + 1)),
             "numbers": drawn(names, ages)}
 
@@ -80,21 +81,21 @@ def _dates(task: Task, rng: random.Random) -> dict[str, Iterable[Problem]]:
     days = [date.fromisoformat(p.answer) for p in task.heldout]
     before = range(date(EARLIEST, 1, 1).toordinal(), builtin.FIRST_DAY.toordinal())
     after = range(builtin.LAST_DAY.toordinal() + 1, date(LATEST + 1, 1, 1).toordinal())
-    return {"wordings": [date_problem(day, rng.choice(DATE_WORDINGS)) for day in days],
+    return {"wordings": [date_problem(day, words) for day, words in zip(days, cycle(DATE_WORDINGS))],
             "numbers": [date_problem(date.fromordinal(n)) for n in rng.sample([*before, *after], COUNT)]}
 
 
-# sums: of all tasks that show a way to them
+# sums: of all tasks that ask for them
 
-SUM_WORDINGS = ("What is {a} plus {b}?", "How much is {a} + {b}?", "Add {a} and {b}.")
-LARGER = (100, 199)
-"""The larger summand."""
+SUM_WORDINGS = ("What are {a} + {b}?", "What's {a} + {b}?", "So what is {a} + {b}?", "How much is {a} + {b}?")
 
 
 def _sums(task: Task, rng: random.Random) -> dict[str, Iterable[Problem]]:
     ending = task.heldout[0].answer.rstrip("0123456789")
     pairs = [tuple(map(int, p.key.split(" + "))) for p in task.heldout]
-    larger = rng.sample([(a, b) for a in range(LARGER[0], LARGER[1] + 1) for b in range(LARGER[0])], COUNT)
-    return {"wordings": [sum_problem(a, b, ending, words=rng.choice(SUM_WORDINGS)) for a, b in pairs],
+    larger = [(a, b) for a in range(100, 200) for b in range(100)]
+    if task.name == "sums_small":  # sums that tiny can do, though it was trained on smaller ones
+        larger = [(a, b) for a, b in builtin.RESERVED_SUMS if b >= builtin.SMALL]
+    return {"wordings": [sum_problem(a, b, ending, words=words) for (a, b), words in zip(pairs, cycle(SUM_WORDINGS))],
             "order": [sum_problem(b, a, ending) for a, b in pairs if a != b],
-            "numbers": [sum_problem(a, b, ending) for a, b in larger]}
+            "numbers": [sum_problem(a, b, ending) for a, b in rng.sample(larger, COUNT)]}
