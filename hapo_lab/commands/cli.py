@@ -35,6 +35,7 @@ from hapo_lab.reproducibility.kit import CHECKOUT, LESSONS
 from hapo_lab.runs.log import RunLog, runs_folder
 from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
+from hapo_lab.runs.trackers import TRACKERS, Maker, get_trackers, tracking
 from hapo_lab.tasks.builtin import TASKS, load_task
 from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
 from hapo_lab.tasks.problem import Task
@@ -63,6 +64,7 @@ def train(args: argparse.Namespace) -> None:
         if unknown := prior.keys() - numbers_of(method.gate):
             raise ValueError(f"the gate of method {args.method!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
         method = replace(method, gate=with_numbers(method.gate, **prior))
+    trackers = get_trackers(args.track)
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
@@ -73,16 +75,19 @@ def train(args: argparse.Namespace) -> None:
     shown = sum(trainer.demonstration(p) is not None for p in task.train)
     print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
           f"tokens; {len(task.heldout)} held out", flush=True)
-    _train(trainer)
+    _train(trainer, trackers)
 
 
 def resume_run(args: argparse.Namespace) -> None:
     """Go on with a run, where its last checkpoint left it."""
-    _train(resume(args.run, args.engine, args.steps))
+    trackers = get_trackers(args.track)
+    _train(resume(args.run, args.engine, args.steps), trackers)
 
 
-def _train(trainer: Trainer) -> None:
-    for _ in trainer:
+def _train(trainer: Trainer, trackers: dict[str, Maker]) -> None:
+    track = tracking(trackers, trainer.log)
+    for record in trainer:
+        track(record)
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
     report_run(trainer.log, trainer.log.path())
@@ -290,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     _add_template_option(p)
     _add_engine_option(p)
+    _add_track_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
     p.add_argument("--task-seed", type=int, help="of the draw of held-out problems; default: --seed")
@@ -306,6 +312,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path)
     p.add_argument("--steps", type=int, help="extend the run, finished or not, to so many in all")
     _add_engine_option(p)
+    _add_track_option(p)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)
@@ -348,6 +355,11 @@ def parser() -> argparse.ArgumentParser:
 def _add_engine_option(p: argparse.ArgumentParser) -> None:
     p.add_argument("--engine", default="auto",
                    help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
+
+
+def _add_track_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--track", action="append", default=[], metavar="TRACKER",
+                   help=f"where each step's figures go as well: {', '.join(TRACKERS)}, or FILE.py:NAME; as often as needed")
 
 
 def _add_template_option(p: argparse.ArgumentParser) -> None:

@@ -97,6 +97,13 @@ class StepRecord:
         return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
 
 
+def numbers(record: StepRecord) -> dict:
+    """Every figure that is a single number, or None; the seconds are spread out by phase, and the groups counted."""
+    row = {f.name: getattr(record, f.name) for f in fields(record)}
+    row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
+    return {k: v for k, v in row.items() if not isinstance(v, tuple | dict)}
+
+
 def step_from(row: dict) -> StepRecord:
     """The record that a line of steps.jsonl holds; fields that it doesn't know are left out."""
     known = {f.name for f in fields(StepRecord)}
