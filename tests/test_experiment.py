@@ -1,4 +1,4 @@
-"""Experiments: what a file says, what is refused, and trials in processes that survive Ctrl-C, kills and failures; on `tiny`."""
+"""Experiments: what a file says, what is refused, and trials in processes that survive Ctrl-C, kills, failures; on `tiny`."""
 
 import json
 import os

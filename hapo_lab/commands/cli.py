@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | resume | evaluate | report | demonstrate | doctor | demo | lessons"""
+"""python -m hapo_lab train | resume | evaluate | report | experiment | demonstrate | doctor | demo | lessons"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hapo_lab.baselines import METHODS
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
+from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.choice import ENGINES
@@ -323,6 +324,9 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run_command=report)
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
+
+    p = commands.add_parser("experiment", help="methods x tasks x seeds from a TOML file: run, examine, report")
+    add_experiment_commands(p)
 
     p = commands.add_parser("demonstrate", help="let a teacher model write a task file's missing demonstrations")
     p.set_defaults(run_command=demonstrate)

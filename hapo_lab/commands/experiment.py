@@ -1,4 +1,4 @@
-"""python -m hapo_lab experiment run | test | report FILE"""
+"""python -m hapo_lab experiment run | examine | report FILE"""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hapo_lab.runs.log import runs_folder
 
 def run_experiment(args: argparse.Namespace) -> None:
     """Train what is missing of an experiment."""
-    _do(run, args, "train")
+    _do(run, args, "run")
 
 
-def test_experiment(args: argparse.Namespace) -> None:
+def examine_experiment(args: argparse.Namespace) -> None:
     """Look at the test problems, once for each trial."""
-    _do(examine, args, "test")
+    _do(examine, args, "examine")
 
 
 def report_experiment(args: argparse.Namespace) -> None:
@@ -50,3 +50,19 @@ def _list(failures: list[Failure], folder: Path) -> None:
         lines = "\n".join(f"  {failure.trial.name}: {failure.cause}" for failure in failures)
         sys.exit(f"{len(failures)} trials failed; the same command tries them again:\n{lines}")
     print(f"all done: {folder}")
+
+
+def add_experiment_commands(p: argparse.ArgumentParser) -> None:
+    """The three commands, with their options and their help."""
+    commands = p.add_subparsers(required=True, metavar="run | examine | report")
+    for name, do, words in (("run", run_experiment, "train what is missing; a second call goes on"),
+                            ("examine", examine_experiment, "look at the test problems, once for each finished trial"),
+                            ("report", report_experiment, "table, CSV and pictures")):
+        p = commands.add_parser(name, help=words)
+        p.set_defaults(run_command=do)
+        p.add_argument("file", type=Path, help="TOML")
+        p.add_argument("--folder", type=Path, help="of its runs; default: $HAPO_LAB_RUNS/experiments/NAME, or runs/...")
+        if name == "report":
+            p.add_argument("--out", type=Path, help="default: report/NAME")
+        else:
+            p.add_argument("--processes", type=int, help="trials at a time; default: the cores, or 1 on a GPU")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hapo_lab.ssi import Group, known
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,29 @@ def numbers(record: StepRecord) -> dict:
     row = {f.name: getattr(record, f.name) for f in fields(record)}
     row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
     return {k: v for k, v in row.items() if not isinstance(v, tuple | dict)}
+
+
+def record_of(step: int, drawn: Sequence[Group], groups: Sequence[Group], **rest: Any) -> StepRecord:
+    """A step's record: what its groups tell, and the rest.
+
+    Parameters
+    ----------
+    step : int
+    drawn : sequence of Group
+        All that the policy sampled in this step, before the teacher came: the student's figures are theirs.
+    groups : sequence of Group
+        As the update saw them.
+    """
+    students = [r for g in drawn for r in g.rollouts]
+    mean = lambda values: sum(values) / len(students)  # noqa: E731
+    return StepRecord(
+        step=step, problems=tuple(g.problem.key for g in groups),
+        reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
+        cut=mean([not r.finished for r in students]), tokens_sampled=sum(len(r.ids) for r in students),
+        successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
+        posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
+        decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
+        advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups), dead_after=sum(g.dead for g in groups), **rest)
 
 
 def step_from(row: dict) -> StepRecord:

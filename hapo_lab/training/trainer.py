@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
@@ -22,19 +21,20 @@ from hapo_lab.policy.chat import demonstration_ids, prompt_ids
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility import parts
-from hapo_lab.reproducibility.catalogue import PARTS, method_described, method_from
+from hapo_lab.reproducibility.catalogue import PARTS, method_described
 from hapo_lab.reproducibility.seeds import derive, gate_uniforms
 from hapo_lab.runs import checkpoint
 from hapo_lab.runs.log import RunLog
-from hapo_lab.runs.manifest import describe, differences, policy_of, refuse_what_no_one_can_rebuild
-from hapo_lab.runs.record import StepRecord, changed_entries
-from hapo_lab.ssi import Group, Rollout, known
-from hapo_lab.tasks.jsonl import task_of_run
+from hapo_lab.runs.manifest import describe, differences, refuse_what_no_one_can_rebuild
+from hapo_lab.runs.record import StepRecord, changed_entries, record_of
+from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import evaluate, grade
 from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
+from hapo_lab.training.order import others_for, problems_of
+from hapo_lab.training.rebuilding import rebuild
 
 
 class Trainer:
@@ -219,11 +219,11 @@ class Trainer:
                 heldout = evaluate(self.policy, self.engine, self.task,
                                    samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
-        record = self._record(step, [*sampled, *thrown_away], groups, rate, update, kl, heldout, seconds,
-                              teacher_samples=sum(int(g.teacher_mask.sum()) for g in (*groups, *lessons)),
-                              dead_before=sum(g.dead for g in sampled), thrown_away=len(thrown_away),
-                              without_demonstration=demonstrations.count(None),
-                              gate_state=changed_entries(self.gate_state, gate_state))
+        record = record_of(
+            step, [*sampled, *thrown_away], groups, learning_rate=rate, kl=kl, heldout=heldout, seconds=seconds, **update,
+            teacher_samples=sum(int(g.teacher_mask.sum()) for g in (*groups, *lessons)), thrown_away=len(thrown_away),
+            dead_before=sum(g.dead for g in sampled), without_demonstration=demonstrations.count(None),
+            gate_state=changed_entries(self.gate_state, gate_state))
         return record, groups, gate_state, waiting
 
     def _set_aside(self, method: Method, groups: list[Group]) -> tuple[list[Group], list[str]]:
@@ -240,15 +240,7 @@ class Trainer:
 
     def problems(self, step: int) -> list[Problem]:
         """The step's problems: the training split in a new order each time round."""
-        first, size = (step - 1) * self.config.prompts, len(self.task.train)
-        places = [divmod(i, size) for i in range(first, first + self.config.prompts)]
-        orders = {epoch: self._order(epoch) for epoch, _ in places}
-        return [self.task.train[orders[epoch][i]] for epoch, i in places]
-
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.task.train)))
-        random.Random(derive(self.config.seed_of("order"), "order", epoch)).shuffle(order)
-        return order
+        return problems_of(step, self.task, self.config)
 
     def _sample(self, step: int, method: Method) -> tuple[list[Group], list[Group]]:
         """The step's groups as sampled, and those that a method with `redraws` has thrown away for others.
@@ -263,9 +255,7 @@ class Trainer:
         for again in range(1, method.redraws + 1):
             if sum(not g.dead for g in drawn) >= self.config.prompts:
                 break
-            others = random.Random(derive(self.config.seed_of("order"), "redraw", step, again))
-            drawn += self._draw(others.sample(self.task.train, min(self.config.prompts, len(self.task.train))), n,
-                                derive(seed, "redraw", again))
+            drawn += self._draw(others_for(step, again, self.task, self.config), n, derive(seed, "redraw", again))
         kept = [g for g in drawn if not g.dead][:self.config.prompts] or drawn[:self.config.prompts]
         return kept, [g for g in drawn if not any(g is other for other in kept)]
 
@@ -291,22 +281,6 @@ class Trainer:
             left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
             raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
-
-    def _record(self, step: int, sampled: list[Group], groups: list[Group], rate: float, update: dict, kl: float | None,
-                heldout: float | None, seconds: dict[str, float], **rest: Any) -> StepRecord:
-        students = [r for g in sampled for r in g.rollouts]
-        mean = lambda values: sum(values) / len(students)  # noqa: E731
-        return StepRecord(
-            step=step, problems=tuple(g.problem.key for g in groups),
-            reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
-            cut=mean([not r.finished for r in students]),
-            successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
-            posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
-            decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
-            advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups),
-            dead_after=sum(g.dead for g in groups),
-            kl=kl, heldout=heldout, learning_rate=rate, tokens_sampled=sum(len(r.ids) for r in students),
-            seconds=seconds, **update, **rest)
 
     # setting up ----------------------------------------------------------------------------------------------------
 
@@ -414,22 +388,6 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     policy, task, method, config = rebuild(manifest)
     config = replace(config, steps=steps or config.steps)
     return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
-
-
-def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
-    """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
-
-    ValueError if a part can't be had as it was.
-    """
-    try:
-        config, method, task = Config(**manifest["config"]), method_from(manifest["method"]), task_of_run(manifest)
-    except KeyError as missing:
-        raise ValueError(f"this run can't be rebuilt: its run.json says nothing of {missing}; another version of this kit made "
-                         "it.") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
-                         "Trainer(policy, task, method, config, folder=..., resume=True).") from None
-    return policy_of(manifest), task, method, config
 
 
 def _number(name: str, value: float) -> float:
