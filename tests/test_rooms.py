@@ -10,7 +10,7 @@ import pytest
 import hapo_lab
 
 PACKAGE = Path(hapo_lab.__file__).parent
-METHOD = ("gate", "gates", "ssi", "loss", "methods")
+METHOD = ("gate", "gates", "ssi", "loss", "methods", "baselines")
 ROOMS = ("method", "reproducibility", "tasks", "policy", "runs", "engines", "training", "theory", "experiments",
          "pictures", "notebook", "commands")
 """From the ground up."""
