@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hapo_lab  # noqa: F401, before torch: it says how OpenMP waits  # isort: skip
+import hapo_lab  # noqa: F401, before torch: it says how threads wait  # isort: skip
 import itertools
 import json
 import os

@@ -1,15 +1,16 @@
 """What a busy neighbour costs a training step, and what the choice of threads costs a quiet machine.
 
-    python benchmarks/neighbour.py [OUT.json]     # thirteen minutes on two cores, with nothing beside
+    python benchmarks/neighbour.py [OUT.json]     # a quarter of an hour on two cores, with nothing beside
 
 The neighbour is a process that computes without a pause. Each figure is the median step of a run of its own: `tiny` at its
-usual job, SmolLM2-135M at the main one. "kit" is what the kit chooses: the number of threads, and that they wait passively.
-"torch" is torch as it comes. Quiet and beside runs are interleaved, three rounds of them.
+usual job, SmolLM2-135M at the main one. "kit" is what the kit chooses: the number of threads, and how long one turns on its
+core while it waits. "torch" is torch as it comes. Quiet and beside runs are interleaved, three rounds of them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import json, statistics, sys
 from dataclasses import replace
 model, choice, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if choice == "torch":
-    import torch  # before the kit: its OpenMP waits actively
+    import torch  # before the kit, so that it waits as it likes
 from hapo_lab import HAPO, TINY, Config, Trainer, load_policy, load_task
 policy = load_policy(model)
 if choice == "torch":
@@ -51,8 +52,9 @@ def neighbour(busy: bool):
 
 
 def step(model: str, choice: str) -> dict[str, float]:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # which this process has set
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", STEP, model, choice, str(STEPS[model])],
-                          capture_output=True, text=True, check=True)
+                          capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

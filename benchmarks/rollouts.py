@@ -13,7 +13,7 @@ first each way once to warm up, then each way once, five times over; a figure is
 
 from __future__ import annotations
 
-import hapo_lab  # noqa: F401, before torch: it says how OpenMP waits  # isort: skip
+import hapo_lab  # noqa: F401, before torch: it says how threads wait  # isort: skip
 import sys
 import time
 from collections.abc import Sequence

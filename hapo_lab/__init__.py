@@ -9,9 +9,10 @@ import os
 
 import lazy_loader
 
-# OpenMP reads this when torch is loaded, so it stands before. A thread that waits for another gives the core away instead of
-# turning on it: beside a busy process that is half the step's time (`benchmarks/neighbour.py`).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads this when torch is loaded, so it stands before. A thread that waits for another turns on its core for a moment,
+# and then gives it away: beside a busy process that is half the step's time (`benchmarks/neighbour.py`).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # On a CPU bitsandbytes misses an optional kernel, which only layers in eval mode would use, and says so at every import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -82,13 +82,14 @@ def test_the_method_is_imported_without_a_model_library_or_a_picture():
     assert not HEAVY & imported_by(f"from hapo_lab import {names}")
 
 
-def test_threads_wait_passively_unless_the_user_says_otherwise():
-    """OpenMP reads its variable when torch is loaded, so the package alone has to set it."""
-    for said, waits in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        done = subprocess.run([sys.executable, "-c", "import hapo_lab, os; print(os.environ['OMP_WAIT_POLICY'])"], text=True,
-                              capture_output=True, env=environment | ({"OMP_WAIT_POLICY": said} if said else {}))
-        assert done.stdout.strip() == waits
+@pytest.mark.parametrize(("said", "turns"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                                             ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")])
+def test_threads_wait_turning_for_a_moment_unless_the_user_says_otherwise(said, turns):
+    """OpenMP reads its variables when torch is loaded, so the package alone has to set them."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", "import hapo_lab, os; print(os.environ.get('GOMP_SPINCOUNT'))"], text=True,
+                          capture_output=True, env=environment | said)
+    assert done.stdout.strip() == turns
 
 
 def test_the_package_alone_imports_nothing_large():

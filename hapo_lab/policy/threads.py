@@ -2,8 +2,8 @@
 
 Threads that share a product of matrices wait for each other at its end. Beside another busy process one of them may have to
 wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step so: it computes on
-one thread. A larger one keeps its threads, and they wait passively (`OMP_WAIT_POLICY`, set in `hapo_lab/__init__.py`).
-`benchmarks/neighbour.py` prints both.
+one thread. A larger one keeps its threads, and they wait turning for a moment only (`GOMP_SPINCOUNT`, set in
+`hapo_lab/__init__.py`). `benchmarks/neighbour.py` prints what both choices cost.
 """
 
 from __future__ import annotations
