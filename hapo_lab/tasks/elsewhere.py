@@ -34,9 +34,9 @@ def elsewhere(name: str, seed: int = 0) -> Splits:
     Returns
     -------
     dict
-        "wordings": the held-out problems, in words that training never used. "numbers": larger summands, other ages, other years
-        than training has. "names" (of `json_record`): from other languages. "order" (of sums): the larger number first, where
-        training has it last.
+        "wordings": the held-out problems, in words that training never used. "numbers": larger summands, other ages, other
+        years than training has. "names" (of `json_record`): from other languages. "order" (of sums): the larger number
+        first, where training has it last.
 
     Examples
     --------
