@@ -1,6 +1,7 @@
 """How foreign is each task's teacher to its model, and how hard is the task, on what is held out and elsewhere?
 
-    python benchmarks/tasks.py [TASK ...] [--model smollm2-135m]       # default: the sums, with `tiny`; 10 minutes
+    python benchmarks/tasks.py [TASK ...]                                            # of the sums; all: 10 minutes
+    python benchmarks/tasks.py iso_date json_record --model smollm2-135m [--base]     # --base: without training
 
 A demonstration's log p a token, under the base model, says how foreign it is: F(p) hardly hears a token of small p. Success is
 at temperature 1, 8 samples a problem, of the base and after HAPO's usual run of seed 0. Each task's figures replace its old
@@ -61,12 +62,12 @@ def successes(policy: Policy, task: Task) -> Iterator[tuple[str, float]]:
         yield split, evaluate(policy, TransformersEngine(policy), task, problems).success
 
 
-def measure(model: str, name: str) -> dict:
+def measure(model: str, name: str, train: bool) -> dict:
     """One task's figures; they are printed as they come."""
     policy, task = load_policy(model, seed=0), load_task(name)
     found: dict = {"model": model, "steps": CONFIGS[model].steps, "teachers": foreignness(policy, task)}
     print(name, found["teachers"], flush=True)
-    for who in ("base", "trained"):
+    for who in ("base", "trained") if train else ("base",):
         if who == "trained":
             list(Trainer(policy, task, HAPO, replace(CONFIGS[model], eval_every=0), engine=TransformersEngine(policy)))
         found[who] = {}
@@ -87,6 +88,8 @@ def tables() -> list[list[str]]:
     splits = [f"| task | steps | {' | '.join(SPLITS)} |", f"|---|---|{'---|' * len(SPLITS)}"]
     for name, row in rows:
         for who, steps in (("base", 0), ("trained", row["steps"])):
+            if who not in row:
+                continue
             cells = [f"{row[who][split]:.3f}" if split in row[who] else "" for split in SPLITS]
             splits.append(f"| `{name}` | {steps} | {' | '.join(cells)} |")
     return [teachers, splits]
@@ -96,9 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--model", default="tiny", choices=CONFIGS)
+    parser.add_argument("--base", action="store_true")
     args = parser.parse_args()
     for name in args.tasks or [name for name in TASKS if name.startswith("sums")]:
-        measured = measure(args.model, name)
+        measured = measure(args.model, name, not args.base)
         before = json.loads(RESULTS.read_text())["tasks"] if RESULTS.exists() else {}
         write(RESULTS, machine=machine(), tasks=before | {name: measured})
     print("\n\n".join("\n".join(table) for table in tables()))

@@ -55,10 +55,12 @@ from .ssi import Group as Group
 from .ssi import Rollout as Rollout
 from .ssi import synthetic_success_injection as synthetic_success_injection
 from .tasks.builtin import load_task as load_task
+from .tasks.elsewhere import elsewhere as elsewhere
 from .tasks.jsonl import load_jsonl as load_jsonl
 from .tasks.problem import Problem as Problem
 from .tasks.problem import Task as Task
 from .tasks.problem import Verdict as Verdict
+from .tasks.problem import with_demonstrations as with_demonstrations
 from .theory.exact_gradient import expected_gradient as expected_gradient
 from .theory.injection import injection_probability as injection_probability
 from .training.background import run_in_background as run_in_background

@@ -27,7 +27,8 @@ def tensorboard(folder: str | Path) -> Tracker:
 
     A run that was resumed hides what it had written after its checkpoint. ValueError where TensorBoard is not installed.
     """
-    library, writers = _library("tensorboard", "torch.utils.tensorboard"), []
+    library = _library("tensorboard", "torch.utils.tensorboard")
+    writers: list[Any] = []
 
     def track(record: StepRecord) -> None:
         if not writers:  # now the first step is known: later ones that an earlier process wrote are hidden

@@ -156,7 +156,7 @@ def sum_problem(a: int, b: int, ending: str, *ways: Way, words: str = "What is {
     """A sum to do, the ending that its answer wants, and a demonstration in each of the ways."""
     shown = [way(a, b, ending) for way in ways]
     return Problem(f"{a} + {b}", ({"role": "user", "content": words.format(a=a, b=b)},), f"{ending}{a + b}",
-                   *shown[:1], more_demonstrations=tuple(shown[1:]))
+                   shown[0] if shown else None, tuple(shown[1:]))
 
 
 TASKS: dict[str, Callable[[int], Task]] = {

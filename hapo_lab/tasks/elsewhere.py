@@ -35,12 +35,13 @@ def elsewhere(name: str, seed: int = 0) -> Splits:
     -------
     dict
         "wordings": the held-out problems, in words that training never used. "numbers": larger summands, other ages, other
-        years than training has. "names" (of `json_record`): from other languages. "order" (of sums): the larger number first.
+        years than training has. "names" (of `json_record`): from other languages. "order" (of sums): the larger number
+        first, where training has it last.
 
     Examples
     --------
     >>> {split: problems[0].messages[-1]["content"] for split, problems in elsewhere("sums").items()}
-    {}
+    {'wordings': 'What are 70 + 77?', 'order': 'What is 77 + 70?', 'numbers': 'What is 188 + 16?'}
     """
     task, rng = builtin.load_task(name, seed), random.Random(f"{name} elsewhere {seed}")
     make = {"json_record": _records, "iso_date": _dates}.get(name, _sums)

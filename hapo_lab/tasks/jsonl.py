@@ -138,7 +138,7 @@ def _row(where: str, line: str) -> Row:
     if split not in (None, "train", "heldout"):
         raise ValueError(f'{where}: \'split\' is {split!r}; it must be "train" or "heldout".')
     answer = _text(where, "answer", fields["answer"], may_be_empty=True)
-    problem = Problem(key or messages[-1]["content"], messages, answer, *shown[:1], more_demonstrations=tuple(shown[1:]))
+    problem = Problem(key or messages[-1]["content"], messages, answer, shown[0] if shown else None, tuple(shown[1:]))
     return Row(where, problem, split, fields)
 
 
