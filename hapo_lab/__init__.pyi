@@ -1,12 +1,16 @@
 # What `from hapo_lab import ...` gives, room by room. `__init__.py` reads this file.
 __version__: str
 
+from .baselines import METHODS as METHODS
 from .commands.doctor import doctor as doctor
 from .engines.protocol import Completion as Completion
 from .engines.protocol import Engine as Engine
 from .engines.protocol import Sampling as Sampling
 from .engines.transformers_engine import TransformersEngine as TransformersEngine
 from .engines.vllm_engine import VllmEngine as VllmEngine
+from .experiments.experiment import Experiment as Experiment
+from .experiments.experiment import TaskSpec as TaskSpec
+from .experiments.experiment import load_experiment as load_experiment
 from .gate import BetaGate as BetaGate
 from .gate import BetaPosterior as BetaPosterior
 from .gates import AlwaysGate as AlwaysGate

@@ -291,8 +291,6 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     token_mask = token_mask.bool()
     teacher = teacher_mask.bool()[:, None] & token_mask
     student = ~teacher_mask.bool()[:, None] & token_mask
-    if kl and base_logp is None:
-        raise ValueError("hapo_loss: a KL penalty needs the base's log-probabilities: pass base_logp.")
     if weights is None:
         weights = aggregation_weights(token_mask, aggregation, max_length, group_index)
     logp = logp.masked_fill(~token_mask, 0)
@@ -306,6 +304,8 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     if importance is not None:
         clipped = clipped * importance.masked_fill(~student, 1)
     if kl:
+        if base_logp is None:
+            raise ValueError("hapo_loss: a KL penalty needs the base's log-probabilities: pass base_logp.")
         clipped = clipped - kl * k3(logp, torch.where(student, base_logp, logp.detach()))
     objective = torch.where(teacher, shaped_surrogate(logp, a, shaping), clipped)
     loss = -(weights.to(logp.dtype) * objective.masked_fill(~token_mask, 0)).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hapo_lab.experiments.experiment import Experiment, load_experiment
@@ -31,7 +32,7 @@ def report_experiment(args: argparse.Namespace) -> None:
         print(path)
 
 
-def _do(what, args: argparse.Namespace, word: str) -> None:
+def _do(what: Callable[[Experiment, Path, int | None], list[Failure]], args: argparse.Namespace, word: str) -> None:
     experiment = load_experiment(args.file)
     folder = _folder(experiment, args)
     try:

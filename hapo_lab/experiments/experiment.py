@@ -7,7 +7,7 @@ away from training altogether: what is measured on the way is success on `valida
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,12 @@ def load_experiment(path: str | Path) -> Experiment:
     """An experiment from a TOML file, as docs/experiments.md shows one.
 
     ValueError, in one sentence, names the place of what can't be read or is not known.
+
+    >>> with open("mine.toml", "w") as file:
+    ...     print('expected = "HAPO learns"', 'methods = ["hapo", "grpo"]', 'tasks = ["sums"]', "seeds = 3", sep=chr(10),
+    ...           file=file)
+    >>> load_experiment("mine.toml").seeds
+    (0, 1, 2)
     """
     path = Path(path)
     try:
@@ -234,7 +240,7 @@ def _method(key: str, given: dict) -> Method:
     given = dict(given)
     base = get_method(given.pop("base", key))
     _refuse_unknown(f"method {key!r}", given, {f.name for f in fields(Method)})
-    named = {"gate": get_gate, "shaping": get_shaping, "then": get_method}
+    named: dict[str, Callable[[str], Any]] = {"gate": get_gate, "shaping": get_shaping, "then": get_method}
     changes = {name: named[name](value) if name in named and isinstance(value, str) else parts.rebuilt(value, PARTS)
                for name, value in given.items()}
     return replace(base, **{"name": base.name if not changes else f"{base.name}, {key}"} | changes)

@@ -91,7 +91,10 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
     processes = _affordable(experiment.model, processes)
     prepare(experiment, folder)
     tuning = [t for t in experiment.tuning() if not finished(folder / t.name)]
-    steps = lambda trial: experiment.config_of(trial).steps  # noqa: E731
+
+    def steps(trial: Trial) -> int:
+        return experiment.config_of(trial).steps
+
     if failures := _all(train, tuning, folder, processes, "choosing learning rates", steps):
         return failures  # a rate is not chosen by what is there
     trials = [t for t in experiment.trials(chosen(experiment, folder)) if not finished(folder / t.name)]
@@ -184,8 +187,14 @@ def _failed(run: Path, cause: str) -> None:
 
 def _when_the_parent_is_gone(stop: Callable[[], None]) -> None:
     parent = multiprocessing.parent_process()
-    if parent:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), stop()), daemon=True).start()
+    if not parent:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        stop()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # all of them -------------------------------------------------------------------------------------------------------
@@ -197,7 +206,8 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
 
     `steps`: of a trial; then progress is counted in them.
     """
-    waiting, running, failures, done = list(trials), {}, [], 0
+    running: dict[Any, tuple[Any, Trial]] = {}
+    waiting, failures, done = list(trials), [], 0
     size, unit = (steps, "step") if steps else (lambda _: 1, "trial")
     with (tqdm(total=sum(map(size, trials)), desc=what, unit=unit, smoothing=0, disable=not trials) as bar,
           _interrupts() as pressed):

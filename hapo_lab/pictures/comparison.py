@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -97,7 +98,7 @@ def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
                                          ("teacher_samples", "teacher samples")), strict=False):
         frame(ax, "step", words)
         for name, runs in by_method(shown):
-            mean, low, high = band([o.curves[curve] for o in runs])
+            mean, low, high = band([cast(list[float], o.curves[curve]) for o in runs])
             steps = np.arange(1, len(mean) + 1)
             ax.plot(steps, mean, color=colours[name], lw=2.2)
             ax.fill_between(steps, low.clip(0), high, color=colours[name], alpha=0.15, lw=0)
