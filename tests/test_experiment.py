@@ -211,6 +211,7 @@ def begun(folder, steps=3):
     return process
 
 
+@pytest.mark.soak
 def test_ctrl_c_kills_and_a_lost_parent_change_nothing_in_the_end(tmp_path):
     long = replace(TWO, config=replace(SHORT, steps=40), seeds=(0,))
     assert run(long, tmp_path / "whole", processes=2) == []

@@ -127,8 +127,8 @@ def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]
         found = [r.heldout for r in RunLog.load(folder / trial.name).steps if r.heldout is not None]
         scores.setdefault((trial.task, trial.method), {}).setdefault(trial.learning_rate, []).append(
             mean_of(found[len(found) // 2:]))
-    return {pair: max(sorted(by_rate), key=lambda rate, by_rate=by_rate: mean_of(by_rate[rate]))
-            for pair, by_rate in scores.items()}
+    return {pair: max(sorted(means), key=means.__getitem__) for pair, by_rate in scores.items()
+            if (means := {rate: mean_of(found) for rate, found in by_rate.items()})}
 
 
 # one trial, in its own process -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from hapo_lab.experiments.outcomes import AXES, HELD_OUT, Outcome, by_method
 from hapo_lab.experiments.statistics import (
@@ -46,6 +47,8 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
                 ax.fill_between(spent, low.clip(0, 1), high.clip(0, 1), color=colours[name], alpha=0.15, lw=0)
         ax.set_ylim(0, 1)
         ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel_title(ax, f"Over {words}")
     _key(axes[5], found, colours)
     headline(figure, "What each method reaches, for what it spends")
@@ -58,15 +61,15 @@ def interval_figure(found: Sequence[Outcome], over: str = "HAPO", split: str = H
     means = interquartile_means(table)
     order = sorted(means, key=lambda name: means[name].value)
     axes = grid(figure, 1, 2)
-    _dots(axes[0], {name: means[name] for name in order}, colours, f"success, {_where(found, split)}: interquartile mean")
+    _dots(axes[0], {name: means[name] for name in order}, colours, f"success, {_where(found, split)}")
     won = improvements(table, over) if over in table else {}
     _dots(axes[1], {name: won.get(name, Estimate(0.5, 0.5, 0.5)) for name in order}, colours, f"P(better than a run of {over})")
-    axes[1].set_yticks([])
     axes[1].axvline(0.5, color=style.faint, lw=1, ls=":")
     told = [f"{name} {word}" for name in reversed(order) if name in won
             for word in [verdict(won[name], min(len(table[name]), len(table[over])))] if word in ("better", "worse")]
-    panel_title(axes[0], f"{min(map(len, table.values()))} to {max(map(len, table.values()))} runs each")
-    panel_title(axes[1], f"At 0.5 nothing tells them apart from {over}")
+    runs = sorted({len(rows) for rows in table.values()})
+    panel_title(axes[0], f"Each of {' to '.join(map(str, runs[:1] + runs[1:][-1:]))} runs: the middle half's mean")
+    panel_title(axes[1], f"At 0.5 nothing tells a method apart from {over}")
     headline(figure, f"Told apart from {over}: " + (", ".join(told) if told else "none"))
     return figure
 
@@ -168,13 +171,14 @@ def _where(found: Sequence[Outcome], split: str) -> str:
 
 
 def _dots(ax: Axes, estimates: dict[str, Estimate], colours: dict[str, str], words: str) -> None:
-    """A row per method: its value, and its interval as a bar."""
+    """A row per method: its name, below that its value, and its interval as a bar."""
     frame(ax, words, "")
     for row, (name, e) in enumerate(estimates.items()):
         ax.plot([e.low, e.high], [row, row], color=colours[name], lw=6, alpha=0.4, solid_capstyle="butt")
         ax.plot([e.value], [row], "o", color=colours[name], ms=9)
-    ax.set_yticks(range(len(estimates)), list(estimates))
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(estimates) - 0.4))
+        write(ax, 0, row + 0.25, name, colours[name], va="center")
+    ax.set_yticks([])
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.5, len(estimates) - 0.4))
 
 
 def _key(ax: Axes, found: Sequence[Outcome], colours: dict[str, str]) -> None:
