@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hapo_lab.methods import METHODS
+from hapo_lab.baselines import METHODS
 from hapo_lab.pictures.style import Figure, grid, headline, panel_title, plot_line, step_axis, style, to_png
 from hapo_lab.policy.models import load_policy
 from hapo_lab.reproducibility.kit import DATA

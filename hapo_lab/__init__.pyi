@@ -1,12 +1,16 @@
 # What `from hapo_lab import ...` gives, room by room. `__init__.py` reads this file.
 __version__: str
 
+from .baselines import METHODS as METHODS
 from .commands.doctor import doctor as doctor
 from .engines.protocol import Completion as Completion
 from .engines.protocol import Engine as Engine
 from .engines.protocol import Sampling as Sampling
 from .engines.transformers_engine import TransformersEngine as TransformersEngine
 from .engines.vllm_engine import VllmEngine as VllmEngine
+from .experiments.experiment import Experiment as Experiment
+from .experiments.experiment import TaskSpec as TaskSpec
+from .experiments.experiment import load_experiment as load_experiment
 from .gate import BetaGate as BetaGate
 from .gate import BetaPosterior as BetaPosterior
 from .gates import AlwaysGate as AlwaysGate
@@ -55,10 +59,12 @@ from .ssi import Group as Group
 from .ssi import Rollout as Rollout
 from .ssi import synthetic_success_injection as synthetic_success_injection
 from .tasks.builtin import load_task as load_task
+from .tasks.elsewhere import elsewhere as elsewhere
 from .tasks.jsonl import load_jsonl as load_jsonl
 from .tasks.problem import Problem as Problem
 from .tasks.problem import Task as Task
 from .tasks.problem import Verdict as Verdict
+from .tasks.problem import with_demonstrations as with_demonstrations
 from .theory.exact_gradient import expected_gradient as expected_gradient
 from .theory.injection import injection_probability as injection_probability
 from .training.background import run_in_background as run_in_background

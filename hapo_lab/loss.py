@@ -1,6 +1,7 @@
 """Advantages, surrogates and the loss. All surrogates are per-token objectives, to be maximised.
 
-    students (rollouts of the policy)   min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A),  rho = pi_theta / pi_old
+    students (rollouts of the policy)   min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A),  rho = pi_theta / pi_old,
+                                        less a coefficient times the KL to the base, where a method asks for it
     teacher  (demonstration)            F(pi_theta) A, not clipped
 """
 
@@ -24,8 +25,9 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     ----------
     rewards : (..., N) float tensor
         One group a row; the teacher's reward counts like any other.
-    scale : "std" or "none"
-        "none" leaves out the division (Dr. GRPO, LUFFY).
+    scale : "std", "none" or "leave_one_out"
+        "none" leaves out the division (Dr. GRPO, LUFFY). "leave_one_out" (RLOO) compares with the mean of the others:
+        r_i - sum_(j != i) r_j / (N - 1) = N / (N - 1) (r_i - mean).
     ddof : int
         The std divides by N - ddof. 1, with eps = 1e-4, is TRL's convention.
 
@@ -44,13 +46,15 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     tensor([ 0.7500, -0.2500, -0.2500, -0.2500])
     """
     n = rewards.shape[-1]
-    if scale not in ("std", "none"):
-        raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std' or 'none'.")
+    if scale not in ("std", "none", "leave_one_out"):
+        raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std', 'none' or 'leave_one_out'.")
     if n < 2 or n <= ddof:
         raise ValueError(f"group_advantages: a group of {n} has nothing to be compared with; use at least 2 rollouts.")
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if scale == "std":
         advantages = advantages / (rewards.std(-1, correction=ddof, keepdim=True) + eps)
+    elif scale == "leave_one_out":
+        advantages = advantages * (n / (n - 1))
     return advantages.masked_fill((rewards == rewards[..., :1]).all(-1, keepdim=True), 0)
 
 
@@ -69,6 +73,19 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
     bound = 0.9 * log(torch.finfo(logp.dtype).max)
     ratio = (logp - old_logp).clamp(-bound, bound).exp()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+
+
+def k3(logp: torch.Tensor, base_logp: torch.Tensor) -> torch.Tensor:
+    """The KL from the policy to the base, a token: exp(d) - d - 1 with d = base_logp - logp, elementwise, in nats.
+
+    Unbiased where the present policy sampled the tokens, and never negative (Schulman, 2020). d is bounded at 20, where exp is
+    5e8 already: a token that the policy has lost must not make the loss infinite.
+
+    >>> k3(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.5, 0.5]).log())
+    tensor([0.0000, 0.3069])
+    """
+    d = (base_logp - logp).clamp(max=20)
+    return d.expm1() - d
 
 
 def probability(logp: torch.Tensor) -> torch.Tensor:
@@ -98,6 +115,18 @@ def log_probability(logp: torch.Tensor) -> torch.Tensor:
     return logp
 
 
+def uncertain(logp: torch.Tensor) -> torch.Tensor:
+    """F(p) = p - p^2 / 2. dF/dlogp = p (1 - p): the log-likelihood, weighted by how undecided the policy is about the token.
+
+    CHORD-phi's weight (arXiv 2508.11408): it hardly moves tokens that the policy is sure of, or sure against.
+
+    >>> uncertain(torch.tensor([0.5, 1.0]).log())
+    tensor([0.3750, 0.5000])
+    """
+    p = logp.exp()
+    return p - p * p / 2
+
+
 @dataclass(frozen=True)
 class ratio:
     """F(p) = p / (p + lam): LUFFY's shaping. dF/dlogp = lam p / (p + lam)^2, at most 1/4, reached at p = lam.
@@ -121,7 +150,8 @@ class ratio:
 
 
 SHAPINGS: dict[str, Shaping] = {
-    "probability": probability, "ratio": ratio(0.1), "log_probability": log_probability, "sqrt": sqrt}
+    "probability": probability, "ratio": ratio(0.1), "log_probability": log_probability, "sqrt": sqrt,
+    "uncertain": uncertain}
 """By name, for the command line.
 
 >>> SHAPINGS["sqrt"](torch.tensor(0.25).log())
@@ -138,6 +168,7 @@ def shaped_surrogate(logp: torch.Tensor, advantages: torch.Tensor, shaping: Shap
     | `ratio(lam)`      | p / (p + lam) | lam p / (p + lam)^2| 0, gradient 0     |
     | `sqrt`            | sqrt p        | sqrt(p) / 2        | 0, gradient 0     |
     | `log_probability` | log p         | 1                  | -inf, gradient 1  |
+    | `uncertain`       | p - p^2 / 2   | p (1 - p)          | 0, gradient 0     |
 
     >>> shaped_surrogate(torch.tensor(0.4).log(), torch.tensor(2.0), shaping=ratio(0.1))
     tensor(1.6000)
@@ -205,8 +236,8 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
 def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, teacher_mask: torch.Tensor,
               token_mask: torch.Tensor, *, shaping: Shaping = ratio(0.1), eps_low: float = 0.2, eps_high: float = 0.2,
               aggregation: str = "dapo", max_length: int | None = None, group_index: torch.Tensor | None = None,
-              weights: torch.Tensor | None = None, importance: torch.Tensor | None = None,
-              ) -> tuple[torch.Tensor, dict[str, float]]:
+              weights: torch.Tensor | None = None, importance: torch.Tensor | None = None, sequence_ratio: bool = False,
+              kl: float = 0.0, base_logp: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float]]:
     """The clipped and the shaped surrogate, joined by the teacher mask, aggregated, and negated.
 
     Parameters
@@ -225,6 +256,11 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
         Rows of the whole batch's `aggregation_weights`, when (B, T) is a piece of it.
     importance : (B, T), optional
         A truncated importance weight for tokens that another engine sampled; students only.
+    sequence_ratio : bool
+        True: rho is a sequence's, the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071).
+    kl, base_logp : float, (B, T)
+        kl times k3 = exp(d) - d - 1, d = base_logp - logp, is taken from each student token's objective, after the clip
+        (DeepSeekMath, arXiv 2402.03300). `base_logp` is needed only then.
 
     Returns
     -------
@@ -247,6 +283,7 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     """
     for name, tensor, shape in (("token_mask", token_mask, logp.shape), ("old_logp", old_logp, logp.shape),
                                 ("weights", weights, logp.shape), ("importance", importance, logp.shape),
+                                ("base_logp", base_logp, logp.shape),
                                 ("advantages", advantages, logp.shape[:1]), ("teacher_mask", teacher_mask, logp.shape[:1])):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"hapo_loss: {name} {tuple(tensor.shape)} does not fit logp {tuple(logp.shape)}; "
@@ -259,15 +296,22 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     logp = logp.masked_fill(~token_mask, 0)
     old_logp = torch.where(student, old_logp, logp.detach())
     a = advantages.to(logp.dtype)[:, None]
+    moved = logp - old_logp  # log rho
+    if sequence_ratio:
+        moved = (moved.sum(1) / token_mask.sum(1).clamp(min=1))[:, None].expand_as(logp)
 
-    clipped = clipped_surrogate(logp, old_logp, a, eps_low, eps_high)
+    clipped = clipped_surrogate(moved, torch.zeros_like(moved), a, eps_low, eps_high)
     if importance is not None:
         clipped = clipped * importance.masked_fill(~student, 1)
+    if kl:
+        if base_logp is None:
+            raise ValueError("hapo_loss: a KL penalty needs the base's log-probabilities: pass base_logp.")
+        clipped = clipped - kl * k3(logp, torch.where(student, base_logp, logp.detach()))
     objective = torch.where(teacher, shaped_surrogate(logp, a, shaping), clipped)
     loss = -(weights.to(logp.dtype) * objective.masked_fill(~token_mask, 0)).sum()
 
     with torch.no_grad():
-        rho = (logp - old_logp).exp()
+        rho = moved.exp()
         cut = (rho > 1 + eps_high) & (a > 0) | (rho < 1 - eps_low) & (a < 0)
         metrics = {"loss": loss.item(), "clip_fraction": _mean(cut, student), "ratio": _mean(rho, student),
                    "teacher_logp": _mean(logp, teacher)}

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import cos, inf, pi
 
 import torch
 
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import Gate, NeverGate
 from hapo_lab.loss import Shaping, aggregation_weights, group_advantages, log_probability, ratio
-from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
+from hapo_lab.ssi import Group, Rollout, extra_seat, synthetic_success_injection
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A number that falls from `start` to `end` in the course of a run, along half a cosine.
+
+    >>> [round(Decay(0.9, 0.1)(progress), 3) for progress in (0, 0.25, 0.5, 1)]
+    [0.9, 0.783, 0.5, 0.1]
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        """Its value at a share of the run, 0 to 1."""
+        return self.end + (self.start - self.end) * (1 + cos(pi * min(progress, 1))) / 2
 
 
 @dataclass(frozen=True)
@@ -29,43 +45,102 @@ class Method:
 
     name: str
     """As it stands in figures and tables."""
+
     gate: Gate = NeverGate()
-    """Decides from a group's sampled successes whether SSI replaces its worst rollout by the demonstration."""
+    """Decides from a group's sampled successes whether the teacher comes in."""
+    seat: str = "replace"
+    """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to a seat more. "alone": to a
+    seat more, imitated in a token mean of its own, and the group's students teach nothing. "aside": to no seat, see `aside`."""
     teacher_seats: int = 0
     """1: a seat of every group is the demonstration's, and one rollout less is sampled (LUFFY)."""
-    imitation: bool = False
-    """True: the advantages are 1 for the teacher and 0 for the student, who counts in no divisor (SFT); False: relative to the
-    group."""
+    aside: float = 0.0
+    """With seat "aside": as soon as this share of a step's prompts waits, newest first, their demonstrations make an update of
+    their own, by maximum likelihood."""
+
     scale: str = "std"
-    """Of the group advantages: "std" or "none"."""
+    """Of the group advantages: "std", "none" or "leave_one_out", see `loss.group_advantages`."""
+    compared: str = "group"
+    """What the students' mean and std are of: "group", the teacher included, or "students" alone."""
+    overlong: float = 0.0
+    """A rollout's reward falls by up to 1/2, on a line, in this share of the length limit before its end (DAPO)."""
+    imitation: float | Decay = 0.0
+    """mu: the loss is (1 - mu) times the students' and mu times the demonstrations' shaped likelihood (advantage 1), each side
+    divided by its own tokens. The students are compared among themselves. 1: they teach nothing (SFT). A `Decay` moves it."""
+
     shaping: Shaping = ratio(0.1)
     """F, of the teacher's tokens."""
     eps_low: float = 0.2
     """The students' ratio is clipped below 1 - eps_low ..."""
     eps_high: float = 0.2
     """... and above 1 + eps_high; inf: not at all."""
+    sequence_ratio: bool = False
+    """The ratio is a sequence's, not a token's (GSPO)."""
     aggregation: str = "dapo"
     """How tokens make a loss: see `loss.aggregation_weights`."""
     entropy_bonus: float = 0.0
     """Times the mean entropy of all the batch's tokens, the teacher's included, added to the objective. (verl's masked mean,
-    which LUFFY's released recipe uses. With `imitation`, of the teacher's tokens alone.)"""
+    which LUFFY's released recipe uses. With `imitation` 1, of the teacher's tokens alone.)"""
+    kl: float = 0.0
+    """Times the KL to the base, a student token, taken from the objective; see `loss.hapo_loss`."""
+
+    redraws: int = 0
+    """Groups that are all right or all wrong are thrown away and other prompts drawn, up to so many times a step (DAPO)."""
+    until: float = 1.0
+    """The share of the run after which ..."""
+    then: Method | None = None
+    """... another method goes on."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("seat", ("replace", "extra", "alone", "aside")), ("compared", ("group", "students"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"method {self.name!r}: {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        if (self.seat == "aside") != (self.aside > 0):
+            raise ValueError(f"method {self.name!r}: seat 'aside' and `aside`, how many demonstrations make an "
+                             "update, go together: set both or none.")
+
+    def at(self, progress: float) -> Method:
+        """The method as it stands at a share of the run, 0 to 1: its stage, with `imitation` as a number."""
+        if self.then and progress >= self.until:
+            return self.then.at(progress)
+        return replace(self, imitation=self.imitation(progress)) if isinstance(self.imitation, Decay) else self
+
+    @property
+    def mu(self) -> float:
+        """`imitation` as a number; of a `Decay`, at the run's start."""
+        return self.imitation(0) if isinstance(self.imitation, Decay) else self.imitation
 
     def advantages(self, rewards: torch.Tensor, teacher_mask: torch.Tensor) -> torch.Tensor:
         """(N,) rewards of a group -> (N,) advantages. A rollout alone has nothing to be compared with: 0."""
-        if self.imitation:
+        if self.mu == 1 or (self.seat == "alone" and teacher_mask.any()):
             return teacher_mask.to(rewards.dtype)
+        advantages = self._relative(rewards)
+        if self.mu or self.compared == "students":
+            advantages = advantages.masked_scatter(~teacher_mask, self._relative(rewards[~teacher_mask]))
+        return advantages.masked_fill(teacher_mask, 1) if self.mu else advantages
+
+    def _relative(self, rewards: torch.Tensor) -> torch.Tensor:
         return group_advantages(rewards, self.scale) if len(rewards) > 1 else torch.zeros_like(rewards)
 
-    def learns_from(self, teacher_mask: torch.Tensor) -> torch.Tensor:
-        """(B,) bool: the sequences that divisors count, dead groups' included."""
-        return teacher_mask if self.imitation else torch.ones_like(teacher_mask)
+    def learns_from(self, teacher_mask: torch.Tensor, group_index: torch.Tensor | None = None) -> torch.Tensor:
+        """(B,) bool: the sequences that divisors count, dead groups' included. `group_index`: (B,), default one group."""
+        if self.mu == 1:
+            return teacher_mask
+        if self.seat != "alone":
+            return torch.ones_like(teacher_mask)
+        group = torch.zeros(len(teacher_mask)) if group_index is None else group_index
+        return teacher_mask | ~torch.isin(group, group[teacher_mask])
 
     def weights(self, token_mask: torch.Tensor, teacher_mask: torch.Tensor, max_length: int,
                 group_index: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T) `aggregation_weights` over the sequences that it learns from; 0 on the others. Shapes as there."""
-        counted, weights = self.learns_from(teacher_mask), torch.zeros(token_mask.shape, dtype=torch.float64)
-        groups = None if group_index is None else group_index[counted]
-        weights[counted] = aggregation_weights(token_mask[counted], self.aggregation, max_length, groups)
+        counted, weights = self.learns_from(teacher_mask, group_index), torch.zeros(token_mask.shape, dtype=torch.float64)
+        students, teachers = counted & ~teacher_mask, counted & teacher_mask
+        sides = ([(students, 1 - self.mu, self.aggregation), (teachers, self.mu, self.aggregation)] if self.mu else
+                 [(students, 1.0, self.aggregation), (teachers, 1.0, "dapo")] if self.seat == "alone" else
+                 [(counted, 1.0, self.aggregation)])
+        for side, share, aggregation in sides:
+            groups = None if group_index is None else group_index[side]
+            weights[side] = share * aggregation_weights(token_mask[side], aggregation, max_length, groups)
         return weights
 
 
@@ -98,7 +173,8 @@ SFT = Method("SFT", teacher_seats=1, imitation=True, shaping=log_probability)
 tensor([0., 1., 0.])
 """
 
-METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT}
+LESSON = replace(SFT, name="a demonstration set aside")
+"""What a group is taught by whose demonstration was set aside."""
 
 
 def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[float]) -> tuple[list[Group], dict]:
@@ -113,14 +189,37 @@ def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[f
             for g, belief, decision in zip(groups, beliefs, decisions.tolist(), strict=True)], state
 
 
-def teach(method: Method, group: Group, demonstration: Rollout | None) -> Group:
+def teach(method: Method, group: Group, demonstration: Rollout | None, max_length: int | None = None) -> Group:
     """From a group that the gate has judged to the group that the update sees: SSI, reserved seats, advantages.
 
-    Without a demonstration the group keeps its rollouts; its advantages are filled in.
+    Without a demonstration the group keeps its rollouts; its advantages are filled in. `max_length`: the completion limit in
+    tokens, for a method with `overlong`.
     """
     if demonstration is not None:
         if group.decision:
-            group = synthetic_success_injection(group, demonstration)
+            group = seated(method, group, demonstration)
         seats = (replace(demonstration, teacher=True),) * method.teacher_seats
         group = replace(group, rollouts=group.rollouts + seats)
-    return replace(group, advantages=method.advantages(group.rewards, group.teacher_mask))
+    rewards = group.rewards - overlong_penalty(method, group, max_length)
+    return replace(group, advantages=method.advantages(rewards, group.teacher_mask))
+
+
+def seated(method: Method, group: Group, demonstration: Rollout) -> Group:
+    """The group with the demonstration where the method puts it when its gate has opened."""
+    if method.seat == "aside":
+        return group
+    return (synthetic_success_injection if method.seat == "replace" else extra_seat)(group, demonstration)
+
+
+def overlong_penalty(method: Method, group: Group, max_length: int | None = None) -> torch.Tensor:
+    """(N,): what a group's rewards lose by length: on a line from 0 to 1/2 over the last `method.overlong` of the limit.
+
+    DAPO takes 1 from rewards of -1 and 1; on rewards of 0 and 1 that is 1/2, and the advantages are the same.
+    """
+    if not method.overlong:
+        return torch.zeros_like(group.rewards)
+    if not max_length:
+        raise ValueError(f"method {method.name!r} shapes rewards by length: pass max_length, the completion limit in tokens.")
+    buffer = method.overlong * max_length
+    lengths = torch.tensor([len(r.ids) for r in group.rollouts], dtype=torch.float64)
+    return ((lengths - (max_length - buffer)) / buffer).clamp(0, 1).masked_fill(group.teacher_mask, 0) / 2

@@ -57,9 +57,9 @@ class Group:
     decision: bool | None = None
     """Whether the gate asked for the teacher. (A group without a demonstration is left alone all the same.)"""
     replaced: int = -1
-    """The seat that SSI gave to the teacher; -1: none."""
+    """The seat that the gate gave to the teacher; -1: none."""
     removed: Rollout | None = None
-    """The rollout that sat there."""
+    """The rollout that sat there; None for a seat beyond the sampled ones."""
     advantages: torch.Tensor | None = None
     """(N,): one number a rollout."""
 
@@ -118,6 +118,22 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     >>> [r.text for r in after.rollouts], after.teacher_mask, after.removed.text
     (['56', '63'], tensor([ True, False]), '54')
     """
+    seat = int(group.rewards.argmin())  # argmin: the first of equals
+    return _seated(group, demonstration, seat, group.rollouts[seat])
+
+
+def extra_seat(group: Group, demonstration: Rollout) -> Group:
+    """Put a verified demonstration beside the group's rollouts, all of which stay. Errors as in SSI.
+
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63")))
+    >>> [r.text for r in extra_seat(group, Rollout((5, 6, 2), "56", 1.0)).rollouts]
+    ['54', '63', '56']
+    """
+    return _seated(group, demonstration, len(group.rollouts), None)
+
+
+def _seated(group: Group, demonstration: Rollout, seat: int, removed: Rollout | None) -> Group:
+    """The teacher in a seat of a group that has none yet."""
     if group.replaced >= 0:
         raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
     if not demonstration.ids:
@@ -125,10 +141,8 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     if demonstration.reward != 1:
         raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} is not a verified success "
                          f"({demonstration.reason or 'reward 0'}); only such a one may be injected.")
-    seat = int(group.rewards.argmin())  # argmin: the first of equals
-    seats = list(group.rollouts)
-    removed, seats[seat] = seats[seat], replace(demonstration, teacher=True)
-    return replace(group, rollouts=tuple(seats), replaced=seat, removed=removed, advantages=None)
+    rollouts = (*group.rollouts[:seat], replace(demonstration, teacher=True), *group.rollouts[seat + 1:])
+    return replace(group, rollouts=rollouts, replaced=seat, removed=removed, advantages=None)
 
 
 def known(part: Part | None) -> Part:

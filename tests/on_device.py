@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.commands.doctor import findings
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.methods import HAPO, METHODS
+from hapo_lab.methods import HAPO
 from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config

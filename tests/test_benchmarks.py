@@ -14,6 +14,7 @@ from hapo_lab.engines.choice import SYNC_COSTS, TOKEN_SAVES
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
 from hapo_lab.runs.log import RunLog
+from hapo_lab.tasks.builtin import FOREIGN, load_task
 from hapo_lab.training.config import Config
 from hapo_lab.training.trainer import Trainer
 
@@ -53,6 +54,18 @@ def test_scaling_doubles_one_number_at_a_time(benchmark):
         assert all(b == 2 * a for a, b in itertools.pairwise(values)) and scaling.BASE[axis] in values
 
 
+def test_foreign_endings_are_foreign_in_their_order(benchmark, fresh):
+    tasks = benchmark("tasks")
+    least = [tasks.foreignness(fresh, load_task(name))[0]["least"] for name in ("sums", *FOREIGN)]
+    assert least == sorted(least, reverse=True) and all(a - b > 1 for a, b in itertools.pairwise(least))
+
+
+def test_every_teacher_of_a_task_is_measured(benchmark, fresh):
+    tasks = benchmark("tasks")
+    usual, worked, _ = tasks.foreignness(fresh, load_task("sums_teachers"))
+    assert [usual, worked] == [tasks.foreignness(fresh, load_task(name))[0] for name in ("sums", "sums_worked")]
+
+
 # the pages' tables -------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +77,7 @@ def test_the_pages_tables_are_those_of_the_results(benchmark):
     assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed
     assert "\n".join(benchmark("to_success").table()) in success
     assert "\n".join(benchmark("purity_runs").table()) in purity
+    assert all("\n".join(table) in (ROOT / "docs" / "tasks.md").read_text() for table in benchmark("tasks").tables())
 
 
 def test_the_results_hold_every_repeat_and_their_medians(benchmark):

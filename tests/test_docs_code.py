@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from test_docs import PAGES, README, commands, named
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.commands.cli import parser
 from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.methods import METHODS
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import TASKS

@@ -17,10 +17,11 @@ import pytest
 import torch
 from conftest import as_new
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import AlwaysGate, HardGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import ratio
-from hapo_lab.methods import GRPO, HAPO, METHODS, Method
+from hapo_lab.methods import GRPO, HAPO, Method
 from hapo_lab.policy.models import load_policy
 from hapo_lab.reproducibility.catalogue import method_described, method_from
 from hapo_lab.reproducibility.seeds import gate_uniforms

@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import teach_alone
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import RunningGate
 from hapo_lab.loss import group_advantages
-from hapo_lab.methods import GRPO, HAPO, LUFFY, METHODS, SFT
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.reproducibility.catalogue import get_gate, get_method
 
 
@@ -57,9 +58,9 @@ def test_the_posterior_comes_from_the_sampled_rollouts_alone(group_of, demonstra
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_without_a_demonstration_the_group_is_left_alone_but_judged(group_of, method):
     before = group_of(rewards_of(2))
-    after = teach_alone(method, before, None)
+    after = teach_alone(replace(method, overlong=0), before, None)
     assert after.rollouts == before.rollouts and after.replaced == -1 and not after.teacher_mask.any()
-    assert after.posterior.alpha == 3 and after.decision is (method is HAPO)
+    assert after.posterior.alpha == 3 and after.decision is bool(method.gate.chances({}, "", 8)[2])
     assert torch.equal(after.advantages, method.advantages(before.rewards, before.teacher_mask))
 
 
@@ -83,7 +84,7 @@ def test_methods_are_found_by_name():
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown method 'ppo'; choose one of hapo, grpo, luffy, sft"):
+    with pytest.raises(ValueError, match="unknown method 'ppo'; choose one of hapo, grpo, luffy, sft, "):
         get_method("ppo")
 
 

@@ -10,9 +10,9 @@ import pytest
 import hapo_lab
 
 PACKAGE = Path(hapo_lab.__file__).parent
-METHOD = ("gate", "gates", "ssi", "loss", "methods")
-ROOMS = ("method", "reproducibility", "tasks", "policy", "runs", "engines", "training", "theory", "pictures", "notebook",
-         "commands")
+METHOD = ("gate", "gates", "ssi", "loss", "methods", "baselines")
+ROOMS = ("method", "reproducibility", "tasks", "policy", "runs", "engines", "training", "theory", "experiments",
+         "pictures", "notebook", "commands")
 """From the ground up."""
 DRAWS = {"matplotlib", "ipywidgets", "IPython"}
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.methods import GRPO, HAPO, METHODS, SFT
+from hapo_lab.methods import GRPO, HAPO, SFT
 from hapo_lab.reproducibility.catalogue import get_shaping
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
@@ -50,8 +51,8 @@ def test_a_first_step_of_hapo_injects_into_the_failed_groups_and_moves_the_adapt
     assert record.updated and any(not torch.equal(a, b) for a, b in zip(before, adapter(policy), strict=True))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_through_the_same_loop(policy, task, name):
+@pytest.mark.parametrize("name", ["grpo", "hapo", "luffy", "sft"])
+def test_methods_run_through_the_same_loop(policy, task, name):
     record, = Trainer(policy, task, METHODS[name], replace(SMALL, steps=1))
     teachers = {"grpo": 0, "hapo": 2, "luffy": 2, "sft": 2}[name]
     assert record.teacher_samples == teachers

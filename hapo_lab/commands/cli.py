@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | resume | evaluate | report | demonstrate | doctor | demo | lessons"""
+"""python -m hapo_lab train | resume | evaluate | report | experiment | demonstrate | doctor | demo | lessons"""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
+from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.engines.choice import ENGINES
@@ -25,7 +27,6 @@ from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.gates import GATES, numbers_of, with_numbers
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.methods import METHODS
 from hapo_lab.pictures.figures import comparison_figure, training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy
@@ -35,6 +36,7 @@ from hapo_lab.reproducibility.kit import CHECKOUT, LESSONS
 from hapo_lab.runs.log import RunLog, runs_folder
 from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
+from hapo_lab.runs.trackers import TRACKERS, Maker, get_trackers, tracking
 from hapo_lab.tasks.builtin import TASKS, load_task
 from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
 from hapo_lab.tasks.problem import Task
@@ -63,6 +65,7 @@ def train(args: argparse.Namespace) -> None:
         if unknown := prior.keys() - numbers_of(method.gate):
             raise ValueError(f"the gate of method {args.method!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
         method = replace(method, gate=with_numbers(method.gate, **prior))
+    trackers = get_trackers(args.track)
     if (args.folder / "run.json").exists():  # before minutes of loading
         raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
                          "or choose another folder.")
@@ -73,16 +76,19 @@ def train(args: argparse.Namespace) -> None:
     shown = sum(trainer.demonstration(p) is not None for p in task.train)
     print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
           f"tokens; {len(task.heldout)} held out", flush=True)
-    _train(trainer)
+    _train(trainer, trackers)
 
 
 def resume_run(args: argparse.Namespace) -> None:
     """Go on with a run, where its last checkpoint left it."""
-    _train(resume(args.run, args.engine, args.steps))
+    trackers = get_trackers(args.track)
+    _train(resume(args.run, args.engine, args.steps), trackers)
 
 
-def _train(trainer: Trainer) -> None:
-    for _ in trainer:
+def _train(trainer: Trainer, trackers: dict[str, Maker]) -> None:
+    track = tracking(trackers, trainer.log)
+    for record in trainer:
+        track(record)
         print(progress_line(trainer.log), flush=True)
     trainer.save_adapter()
     report_run(trainer.log, trainer.log.path())
@@ -290,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
     _add_template_option(p)
     _add_engine_option(p)
+    _add_track_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
     p.add_argument("--task-seed", type=int, help="of the draw of held-out problems; default: --seed")
@@ -306,6 +313,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path)
     p.add_argument("--steps", type=int, help="extend the run, finished or not, to so many in all")
     _add_engine_option(p)
+    _add_track_option(p)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)
@@ -316,6 +324,9 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run_command=report)
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
+
+    p = commands.add_parser("experiment", help="methods x tasks x seeds from a TOML file: run, examine, report")
+    add_experiment_commands(p)
 
     p = commands.add_parser("demonstrate", help="let a teacher model write a task file's missing demonstrations")
     p.set_defaults(run_command=demonstrate)
@@ -348,6 +359,11 @@ def parser() -> argparse.ArgumentParser:
 def _add_engine_option(p: argparse.ArgumentParser) -> None:
     p.add_argument("--engine", default="auto",
                    help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
+
+
+def _add_track_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--track", action="append", default=[], metavar="TRACKER",
+                   help=f"where each step's figures go as well: {', '.join(TRACKERS)}, or FILE.py:NAME; as often as needed")
 
 
 def _add_template_option(p: argparse.ArgumentParser) -> None:

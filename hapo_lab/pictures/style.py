@@ -32,7 +32,8 @@ class Style:
     threshold: str = "black"
     ink: str = "#222222"
     faint: str = "#666666"
-    runs: tuple[str, ...] = ("#000000", "#CC79A7", "#56B4E9", "#E69F00", "#7B3294", "#8C510A", "#4D9221", "#B2182B")
+    runs: tuple[str, ...] = ("#000000", "#CC79A7", "#56B4E9", "#E69F00", "#7B3294", "#8C510A", "#4D9221", "#B2182B",
+                             "#2166AC", "#878787", "#01665E", "#C51B7D")
     """Where lines are runs and not roles."""
     size: float = 11
     """Of the type, in points."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.gates import GATES, Gate, numbers_of
-from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt
-from hapo_lab.methods import METHODS, Method
+from hapo_lab.loss import SHAPINGS, Shaping, log_probability, probability, ratio, sqrt, uncertain
+from hapo_lab.methods import Decay, Method
 from hapo_lab.reproducibility import parts
 
-_PARTS: tuple[Any, ...] = (Method, *GATES.values(), ratio, probability, sqrt, log_probability)
+_PARTS: tuple[Any, ...] = (Method, Decay, *GATES.values(), ratio, probability, sqrt, log_probability, uncertain)
 PARTS = {part.__name__: part for part in _PARTS}
 """What a run.json names: methods, gates and shapings of this kit."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -86,6 +87,17 @@ def rows(path: Path, start: int = 0) -> Iterator[tuple[int, dict]]:
 def lines(rows: list[dict]) -> bytes:
     """Rows as JSON, one a line."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def pack(path: Path, rows: list[dict]) -> None:
+    """Rows as JSON, one a line, compressed; the same rows make the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(lines(rows), mtime=0))
+
+
+def unpack(path: Path) -> list[dict]:
+    """The rows that `pack` wrote."""
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,9 @@ RESTORE = "git checkout data/tiny" if CHECKOUT else "install hapo_lab's wheel ag
 
 def requirements() -> list[str]:
     """What this kit needs, with the versions that it works with."""
-    return _project(CHECKOUT)["dependencies"] if CHECKOUT else metadata.requires("hapo_lab") or []
+    if CHECKOUT:
+        return _project(CHECKOUT)["dependencies"]
+    return [line for line in metadata.requires("hapo_lab") or [] if "extra ==" not in line]
 
 
 def oldest_python() -> str:

@@ -1,12 +1,12 @@
 """Saving a run between two steps, and going on from there.
 
 Every random choice of the trainer is a function of (seed, step), and so is the order of the problems. So a checkpoint
-holds the step, the adapter, the optimizer, float16's loss scale and what the gate remembers, and with these a run goes on
-exactly as if nothing had happened. (On a CPU with the same number of threads. A GPU adds up in no fixed order, so there the
-last digits may differ.) Numbers of the gate that were changed while it trained are events of the run log.
+holds the step, the adapter, the optimizer, float16's loss scale, what the gate remembers, and whose demonstrations wait. With
+these a run goes on exactly as if nothing had happened. (On a CPU with the same number of threads. A GPU adds up in no fixed
+order, so there the last digits may differ.) Numbers of the gate that were changed while it trained are events of the run log.
 
-`step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state, the
-scaler's and the other files' checksums.
+`step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state, what waits, the
+scaler's state and the other files' checksums.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
 
 
-def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: torch.optim.Optimizer,
+def save(folder: Path, step: int, gate_state: dict, waiting: list[str], policy: Policy, optimizer: torch.optim.Optimizer,
          scaler: torch.amp.GradScaler) -> None:
     """Write `folder/step-NNNNNN`, and remove all others but the one before it. At any moment a whole checkpoint is there.
 
@@ -35,7 +35,7 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
     torch.save(optimizer.state_dict(), memory)
     files: dict[str, bytes | memoryview] = {
         "adapter.safetensors": safetensors.torch.save(_adapter(policy)), "optimizer.pt": memory.getbuffer()}
-    state = {"step": step, "gate": gate_state, "scaler": scaler.state_dict(),
+    state = {"step": step, "gate": gate_state, "waiting": waiting, "scaler": scaler.state_dict(),
              "sha256": {name: disk.sha256_of(content) for name, content in files.items()}}
     try:
         for left_over in folder.glob("writing-*"):
@@ -55,9 +55,9 @@ def save(folder: Path, step: int, gate_state: dict, policy: Policy, optimizer: t
 
 
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-         at_most: int) -> tuple[int, dict] | None:
-    """Put the newest whole checkpoint of at most that step into policy, optimizer and scaler. Returns its step and the
-    gate's state, None if the folder has no checkpoint.
+         at_most: int) -> tuple[int, dict, list[str]] | None:
+    """Put the newest whole checkpoint of at most that step into policy, optimizer and scaler. Returns its step, the gate's
+    state and what waits, None if the folder has no checkpoint.
 
     A damaged one is passed over with a warning; ValueError if no whole one is left.
     """
@@ -77,7 +77,7 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scaler:
         optimizer.load_state_dict(optimizer_state)
         if state.get("scaler"):  # none where the run came from another dtype
             scaler.load_state_dict(state["scaler"])
-        return state["step"], state["gate"]
+        return state["step"], state["gate"], state.get("waiting", [])
     if found:
         raise ValueError(f"{folder} has no whole checkpoint left ({'; '.join(damages)}): start again in another folder.")
     return None

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import torch
 from hapo_lab.gate import BetaPosterior
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA
-from hapo_lab.runs.record import StepRecord, merged, step_from
+from hapo_lab.runs.record import StepRecord, merged, numbers, step_from
 from hapo_lab.ssi import Group, Rollout, known
-from hapo_lab.tasks.problem import Problem
+from hapo_lab.tasks.problem import problem_from, problem_row
 
 COMPLETION_CHARACTERS = 2000
 
@@ -235,12 +235,7 @@ class RunLog:
 
     def table(self) -> list[dict]:
         """One row a step: every figure that is a single number, the seconds by phase spread out."""
-        rows = []
-        for record in self.steps:
-            row = {f.name: getattr(record, f.name) for f in fields(record)}
-            row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
-            rows.append({k: v for k, v in row.items() if not isinstance(v, tuple | dict)})
-        return rows
+        return [numbers(record) for record in self.steps]
 
     def write_csv(self, path: Path) -> None:
         """`table`, for a spreadsheet."""
@@ -259,7 +254,7 @@ class RunLog:
 
 
 def _group_row(step: int, group: Group) -> dict:
-    return {"step": step, "problem": asdict(group.problem), "replaced": group.replaced,
+    return {"step": step, "problem": problem_row(group.problem), "replaced": group.replaced,
             "advantages": known(group.advantages).tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
             "removed": group.removed and _rollout_row(group.removed)}
 
@@ -270,7 +265,7 @@ def _rollout_row(rollout: Rollout) -> dict:
 
 
 def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Group:
-    return Group(problem=Problem(**row["problem"] | {"messages": tuple(row["problem"]["messages"])}),
+    return Group(problem=problem_from(row["problem"]),
                  rollouts=tuple(Rollout(ids=(), **r) for r in row["rollouts"]),
                  posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision,
                  replaced=row["replaced"], removed=row["removed"] and Rollout(ids=(), **row["removed"]),

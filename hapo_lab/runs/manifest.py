@@ -33,7 +33,8 @@ def describe(policy: Policy, task: Task, method: Method, config: dict, engine: s
 def differences(there: dict, here: dict) -> list[str]:
     """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run, and
     the number of steps may grow."""
-    a, b = _flat(there), _flat(here)
+    older = {"method": method_described(Method("")) | there.get("method", {})}  # made before a method had all of today's fields
+    a, b = _flat(there | older), _flat(here)
     return [f"{key} is {_shown(a.get(key), b.get(key))} there and {_shown(b.get(key), a.get(key))} here"
             for key in dict.fromkeys([*a, *b])
             if a.get(key) != b.get(key) and not key.startswith("versions.") and key != "config.steps"

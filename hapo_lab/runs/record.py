@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hapo_lab.ssi import Group, known
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class StepRecord:
     decisions: tuple[bool, ...]
     """Whether the gate asked for the teacher."""
     replaced: tuple[int, ...]
-    """The seat that SSI filled; -1: none."""
+    """The seat that the gate gave to the teacher; -1: none."""
     advantages: tuple[tuple[float, ...], ...]
     """Of the rollouts that the update saw."""
     teacher_samples: int
-    """Demonstrations in the update, by SSI or by a reserved seat."""
+    """Demonstrations in the update, by SSI, by a reserved seat, or in an update of their own."""
     without_demonstration: int
     """Groups that had none to offer."""
     dead_before: int
@@ -77,6 +81,8 @@ class StepRecord:
     without_engine_logp: int = 0
     """Trained rollouts of the student whose engine gave no log-probabilities: nothing is known of their gap, and their
     importance weight is 1."""
+    thrown_away: int = 0
+    """Groups that were drawn and not learned from, by a method with `redraws`. The student's figures include them."""
     skipped: int = 0
     """Optimizer steps that were not taken because float16 overflowed; each was tried again with half the loss scale."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -93,6 +99,36 @@ class StepRecord:
     def training_seconds(self) -> float:
         """Without the evaluation."""
         return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
+
+
+def numbers(record: StepRecord) -> dict:
+    """Every figure that is a single number, or None; the seconds are spread out by phase, and the groups counted."""
+    row = {f.name: getattr(record, f.name) for f in fields(record)}
+    row |= {f"seconds_{phase}": s for phase, s in record.seconds.items()} | {"groups": len(record.problems)}
+    return {k: v for k, v in row.items() if not isinstance(v, tuple | dict)}
+
+
+def record_of(step: int, drawn: Sequence[Group], groups: Sequence[Group], **rest: Any) -> StepRecord:
+    """A step's record: what its groups tell, and the rest.
+
+    Parameters
+    ----------
+    step : int
+    drawn : sequence of Group
+        All that the policy sampled in this step, before the teacher came: the student's figures are theirs.
+    groups : sequence of Group
+        As the update saw them.
+    """
+    students = [r for g in drawn for r in g.rollouts]
+    mean = lambda values: sum(values) / len(students)  # noqa: E731
+    return StepRecord(
+        step=step, problems=tuple(g.problem.key for g in groups),
+        reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
+        cut=mean([not r.finished for r in students]), tokens_sampled=sum(len(r.ids) for r in students),
+        successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
+        posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
+        decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
+        advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups), dead_after=sum(g.dead for g in groups), **rest)
 
 
 def step_from(row: dict) -> StepRecord:

@@ -5,9 +5,9 @@ Each line holds one problem:
     {"prompt": "What is 27 + 58?", "answer": "85", "demonstration": "27 + 58 = 85. Total = 85", "split": "train"}
 
 `prompt` is the question, or a list of chat messages that ends with the user's. `answer` is what the verifier compares
-with. `demonstration`, a teacher's completion, may be null or absent. `split`, "train" or "heldout", stands on every line or on
-none. `key` says what a problem is about: problems with one key stay in one split; by default it is the question. Other fields
-are left alone.
+with. `demonstration`, a teacher's completion, may be null or absent; several teachers' are a list, `demonstrations`, in its
+place. `split`, "train" or "heldout", stands on every line or on none. `key` says what a problem is about: problems with one key
+stay in one split; by default it is the question. Other fields are left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hapo_lab.reproducibility import disk, parts
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, leaks, question
+from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, leaks, question, with_demonstrations
 from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
 
 EXAMPLE = '{"prompt": "What is 27 + 58?", "answer": "85"}'
@@ -80,8 +80,8 @@ def task_of_run(manifest: dict) -> Task:
 
     ValueError if they can't be had: the task is not the kit's, its file or its verifier's is gone or another one by now.
     """
-    name, source, identity = manifest["task"], manifest["source"], manifest["problems"]
-    if source is None:
+    name, source, identity = manifest["task"], manifest["source"] or {}, manifest["problems"]
+    if "file" not in source:
         task = load_task(name, identity["seed"])
     else:
         if parts.checksum(Path(source["file"])) != source["sha256"]:
@@ -93,6 +93,8 @@ def task_of_run(manifest: dict) -> Task:
             raise ValueError(f"task {name!r}, its verifier: {error}") from None
         task = load_jsonl(source["file"], verifier, identity["max_new_tokens"], heldout=source["heldout"],
                           seed=identity["seed"])
+    if "demonstrations" in source:
+        task = with_demonstrations(task, **source["demonstrations"])
     if different := [part for part in identity if task.identity[part] != identity[part]]:
         raise ValueError(f"task {name!r}, seed {identity['seed']}, is another one here ({', '.join(different)}): its held-out "
                          "problems may have been trained on.")
@@ -131,12 +133,25 @@ def _row(where: str, line: str) -> Row:
         if name not in fields:
             raise ValueError(f"{where}: the field {name!r} is missing (there are: {', '.join(fields) or 'none'}).")
     messages = _messages(where, fields["prompt"])
-    demonstration, split, key = (_text(where, name, fields[name]) if fields.get(name) is not None else None
-                                 for name in ("demonstration", "split", "key"))
+    split, key = (_text(where, name, fields[name]) if fields.get(name) is not None else None for name in ("split", "key"))
+    shown = _demonstrations(where, fields)
     if split not in (None, "train", "heldout"):
         raise ValueError(f'{where}: \'split\' is {split!r}; it must be "train" or "heldout".')
     answer = _text(where, "answer", fields["answer"], may_be_empty=True)
-    return Row(where, Problem(key or messages[-1]["content"], messages, answer, demonstration), split, fields)
+    problem = Problem(key or messages[-1]["content"], messages, answer, shown[0] if shown else None, tuple(shown[1:]))
+    return Row(where, problem, split, fields)
+
+
+def _demonstrations(where: str, fields: dict) -> list[str]:
+    """One, several, or none."""
+    one, several = (fields.get(name) for name in ("demonstration", "demonstrations"))
+    if not several:  # absent, null, or an empty list
+        return [] if one is None else [_text(where, "demonstration", one)]
+    if one is not None:
+        raise ValueError(f"{where}: 'demonstration' and 'demonstrations' are both there; write all of them into the list.")
+    if not isinstance(several, list):
+        raise ValueError(f"{where}: 'demonstrations' is {_kind(several)}; it must be a list of strings.")
+    return [_text(where, "demonstrations", text) for text in several]
 
 
 def _text(where: str, name: str, value: object, may_be_empty: bool = False) -> str:
@@ -186,8 +201,8 @@ def _refuse_rejected(path: Path, rows: list[Row], verify: Verifier) -> None:
     wrong = []
     for row in rows:
         _judge(row, verify, "")  # so that a verifier that can't read this answer says so now, and not in the middle of a run
-        if (text := row.problem.demonstration) is not None and not (verdict := _judge(row, verify, text)).correct:
-            wrong.append(f"{_lines([row])}: {verdict.reason}")
+        wrong += [f"{_lines([row])}: {verdict.reason}" for text in row.problem.demonstrations
+                  if not (verdict := _judge(row, verify, text)).correct]
     if wrong:
         remedy = "correct them, or set them to null"
         raise ValueError(_listed(path, f"holds demonstrations that the verifier rejects; {remedy}", wrong))

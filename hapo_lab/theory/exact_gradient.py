@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike
 
 from hapo_lab.gates import Gate
 from hapo_lab.loss import slope
-from hapo_lab.methods import Method
+from hapo_lab.methods import Method, seated
 from hapo_lab.policy.logprobs import length_mask
-from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
+from hapo_lab.ssi import Group, Rollout
 from hapo_lab.theory.injection import binomial_pmf, group_size, injection_chances
 
 MOST_ACTIONS = 10**6
@@ -266,7 +266,7 @@ class _Table:
     plain: np.ndarray
     """(N + 1, 5): N of them and no teacher."""
     taught: np.ndarray
-    """(sampled + 1, 5): after SSI, or with the reserved seat."""
+    """(sampled + 1, 5): with the teacher, in the seat that the method gives it."""
     removed: np.ndarray
     """(N + 1, 5): what SSI takes out of `plain`."""
     reserved: bool
@@ -295,7 +295,7 @@ def _table(method: Method, trials: int) -> _Table:
         if method.teacher_seats:
             before = group(successes, sampled)
             return replace(before, rollouts=before.rollouts + (demonstration,) * method.teacher_seats)
-        return synthetic_success_injection(group(successes, sampled), demonstration)
+        return seated(method, group(successes, sampled), demonstration)
 
     def row(g: Group) -> list[float]:
         weights = method.weights(length_mask([1] * len(g.rollouts)), g.teacher_mask, max_length=1)[:, 0]
@@ -307,7 +307,8 @@ def _table(method: Method, trials: int) -> _Table:
     sampled = trials - method.teacher_seats
     plain = np.array([row(group(s, trials)) for s in range(trials + 1)])
     removed = np.zeros_like(plain)
-    removed[:-1, 1] = plain[:-1, 1] / (trials - np.arange(trials))  # the failures' advantages are equal: one of them
+    if method.seat == "replace":
+        removed[:-1, 1] = plain[:-1, 1] / (trials - np.arange(trials))  # the failures' advantages are equal: one of them
     return _Table(sampled, plain, np.array([row(taught(s)) for s in range(sampled + 1)]), removed,
                   method.teacher_seats > 0)
 

@@ -11,8 +11,6 @@ P(inject | s) is exact, so the sum over s is an unbiased prediction of the decis
 
 from __future__ import annotations
 
-import gzip
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from hapo_lab.gates import Gate
+from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.reproducibility.seeds import gate_uniforms
@@ -128,14 +127,12 @@ def step_chances(gate: Gate, state: dict, keys: Sequence[str], successes: Sequen
 
 def write(runs: Sequence[PurityRun], path: Path) -> None:
     """A line a run, compressed; the same runs make the same bytes."""
-    lines = "".join(json.dumps({f.name: getattr(run, f.name) for f in fields(run)}) + "\n" for run in runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    disk.pack(path, [{f.name: getattr(run, f.name) for f in fields(run)} for run in runs])
 
 
 def read(path: Path) -> list[PurityRun]:
     """The runs of a file, one per line."""
-    return [PurityRun(**json.loads(line)) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    return [PurityRun(**row) for row in disk.unpack(path)]
 
 
 def shipped() -> dict[str, list[PurityRun]]:

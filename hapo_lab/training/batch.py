@@ -54,6 +54,8 @@ class Rows:
 class Batch:
     """What an update learns from: groups as tensors."""
 
+    method: Method
+    """What the loss is made by."""
     rows: Rows
     advantages: torch.Tensor
     """(B,) float32"""
@@ -70,7 +72,9 @@ class Batch:
     measured: torch.Tensor
     """(B,) bool: rows whose engine gave log-probabilities; never the teacher's"""
     live: torch.Tensor
-    """(B,) bool: rows that carry a gradient. An advantage of 0 carries none, unless there is an entropy bonus."""
+    """(B,) bool: rows that carry a gradient. An advantage of 0 carries none, without an entropy bonus or a KL penalty."""
+    base_logp: torch.Tensor
+    """(B, T), of the students' tokens under the base; 0 unless the method has a KL penalty."""
 
     @property
     def trained(self) -> torch.Tensor:
@@ -91,12 +95,13 @@ class Batch:
             engine_logp[i, :len(r.engine_logps)] = torch.tensor(r.engine_logps)
         advantages = torch.cat([known(g.advantages) for g in groups]).float()
         teacher = torch.tensor([r.teacher for r in rows.rollouts])
-        counted = method.learns_from(teacher)
+        group_of = torch.tensor(rows.group_of)
+        counted = method.learns_from(teacher, group_of)
         tokens = mask & counted[:, None]
-        return cls(rows, advantages, teacher, mask,
-                   method.weights(mask, teacher, sampling.max_new_tokens, torch.tensor(rows.group_of)),
+        return cls(method, rows, advantages, teacher, mask, method.weights(mask, teacher, sampling.max_new_tokens, group_of),
                    tokens / tokens.sum().clamp(min=1), engine_logp, torch.tensor([bool(r.engine_logps) for r in rows.rollouts]),
-                   (advantages != 0) | counted & (method.entropy_bonus != 0))
+                   (advantages != 0) | counted & (method.entropy_bonus != 0) | counted & ~teacher & (method.kl != 0),
+                   torch.zeros(mask.shape))
 
     def packs(self, token_budget: int) -> list[list[int]]:
         """The live rows in packs, see `Rows.packs`; the teacher's rows first."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from hapo_lab.engines.protocol import Sampling
-from hapo_lab.loss import hapo_loss
+from hapo_lab.loss import hapo_loss, k3
 from hapo_lab.methods import Method
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.logprobs import completion_logprobs
@@ -33,13 +34,14 @@ class Learner:
         self.torn = False
         """The policy has moved in a step that is not in the run log (yet)."""
 
-    def update(self, groups: list[Group], rate: float) -> dict:
-        """The optimizer's steps on one batch; returns what a `StepRecord` says of them.
+    def update(self, groups: list[Group], rate: float, method: Method | None = None) -> dict:
+        """The optimizer's steps on one batch, by the learner's method or another; returns what a `StepRecord` says of them.
 
         NotFinite where the loss or its gradient is not finite: then this optimizer step is not taken. EngineError: see
         `Batch.of`.
         """
-        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], self.method, self.sampling)
+        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], method or self.method,
+                         self.sampling)
         packs = batch.packs(self.config.token_budget)
         if not packs:
             unknown = ("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy")
@@ -48,7 +50,7 @@ class Learner:
             group["lr"] = rate
         scale = self.scaler.state_dict()
         try:
-            old_logp, entropy, metrics = self._epochs(batch, packs)
+            old_logp, entropy, metrics = self._epochs(self._with_base(batch, packs), packs)
         except BaseException:  # whoever takes the step again begins with the same scale
             self.scaler.load_state_dict(scale)
             raise
@@ -99,7 +101,7 @@ class Learner:
             rows = torch.tensor(pack)
             new, h, mask = completion_logprobs(self.policy.model, *batch.rows.of_pack(pack),
                                                temperature=self.sampling.temperature,
-                                               entropy_gradient=self.method.entropy_bonus != 0)
+                                               entropy_gradient=batch.method.entropy_bonus != 0)
             new, h, width = new.cpu(), h.cpu(), mask.shape[1]
             logp[rows, :width], entropy[rows, :width] = new.detach(), h.detach()
             new, h = (torch.nn.functional.pad(x, (0, logp.shape[1] - width)) for x in (new, h))
@@ -112,17 +114,35 @@ class Learner:
         teacher_norm, student_norm = teacher_gradient.norm(), (self._gradient() - teacher_gradient).norm()
         return logp, entropy, (teacher_norm / (teacher_norm + student_norm).clamp(min=1e-12)).item()
 
+    @torch.no_grad()
+    def _with_base(self, batch: Batch, packs: list[list[int]]) -> Batch:
+        """The batch with the base's log-probabilities of the students' tokens, if the method asks for them."""
+        if not batch.method.kl:
+            return batch
+        base_logp = torch.zeros(batch.token_mask.shape)
+        for pack in packs:
+            if not batch.teacher[pack[0]]:
+                logp = self._base_logp(*batch.rows.of_pack(pack)).cpu()
+                base_logp[torch.tensor(pack), :logp.shape[1]] = logp
+        return replace(batch, base_logp=base_logp)
+
+    def _base_logp(self, prompts: list, completions: list) -> torch.Tensor:
+        """(B, T)"""
+        with self.policy.model.disable_adapter():
+            return completion_logprobs(self.policy.model, prompts, completions, self.sampling.temperature)[0]
+
     def _loss(self, batch: Batch, logp: torch.Tensor, entropy: torch.Tensor, old_logp: torch.Tensor,
               rows: torch.Tensor) -> tuple[torch.Tensor, float]:
         """`hapo_loss` less the entropy bonus, on some rows of the batch, and the clip fraction there. `logp` and `entropy`
         hold just them, `old_logp` all."""
-        old_logp = old_logp[rows]
+        method, old_logp = batch.method, old_logp[rows]
         importance = (old_logp - batch.engine_logp[rows]).exp().clamp(max=self.config.importance_cap)
         loss, metrics = hapo_loss(
-            logp, old_logp, batch.advantages[rows], batch.teacher[rows], batch.trained[rows], shaping=self.method.shaping,
-            eps_low=self.method.eps_low, eps_high=self.method.eps_high, weights=batch.weights[rows],
-            importance=importance.masked_fill(~batch.measured[rows, None], 1))
-        return loss - self.method.entropy_bonus * (batch.entropy_weights[rows] * entropy).sum(), metrics["clip_fraction"]
+            logp, old_logp, batch.advantages[rows], batch.teacher[rows], batch.trained[rows], shaping=method.shaping,
+            eps_low=method.eps_low, eps_high=method.eps_high, weights=batch.weights[rows],
+            importance=importance.masked_fill(~batch.measured[rows, None], 1), sequence_ratio=method.sequence_ratio,
+            kl=method.kl, base_logp=batch.base_logp[rows])
+        return loss - method.entropy_bonus * (batch.entropy_weights[rows] * entropy).sum(), metrics["clip_fraction"]
 
     def _gradient(self) -> torch.Tensor:
         """All parameters' gradients, as one vector."""
@@ -140,8 +160,7 @@ class Learner:
 
     @torch.no_grad()
     def kl_to_base(self, groups: list[Group]) -> float:
-        """Mean KL of the present policy to the base over the students' sampled tokens, in nats: k3 = exp(d) - d - 1 with
-        d = log p_base - log p, unbiased where the present policy is the one that sampled them (Schulman, 2020).
+        """Mean KL of the present policy to the base over the students' sampled tokens, in nats (`loss.k3`).
 
         Both by the trainer's own pass, at the sampling temperature: an engine's other rounding is no distance.
         """
@@ -151,12 +170,8 @@ class Learner:
 
     def _k3(self, prompts: list, completions: list) -> torch.Tensor:
         """(tokens,)"""
-        model, temperature = self.policy.model, self.sampling.temperature
-        policy, _, mask = completion_logprobs(model, prompts, completions, temperature)
-        with model.disable_adapter():
-            base, _, _ = completion_logprobs(model, prompts, completions, temperature)
-        d = (base - policy)[mask]
-        return d.expm1() - d
+        logp, _, mask = completion_logprobs(self.policy.model, prompts, completions, self.sampling.temperature)
+        return k3(logp, self._base_logp(prompts, completions))[mask]
 
 
 def _mean(values: torch.Tensor, where: torch.Tensor) -> float | None:

@@ -5,35 +5,36 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
 from hapo_lab.gates import Gate, numbers_of, warn_of_size, with_numbers
-from hapo_lab.methods import Method, judge, teach
+from hapo_lab.methods import LESSON, Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility import parts
-from hapo_lab.reproducibility.catalogue import PARTS, method_described, method_from
+from hapo_lab.reproducibility.catalogue import PARTS, method_described
 from hapo_lab.reproducibility.seeds import derive, gate_uniforms
 from hapo_lab.runs import checkpoint
 from hapo_lab.runs.log import RunLog
-from hapo_lab.runs.manifest import describe, differences, policy_of, refuse_what_no_one_can_rebuild
-from hapo_lab.runs.record import StepRecord, changed_entries
-from hapo_lab.ssi import Group, Rollout, known
-from hapo_lab.tasks.jsonl import task_of_run
+from hapo_lab.runs.manifest import describe, differences, refuse_what_no_one_can_rebuild
+from hapo_lab.runs.record import StepRecord, changed_entries, record_of
+from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import evaluate, grade
 from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
+from hapo_lab.training.order import others_for, problems_of
+from hapo_lab.training.rebuilding import rebuild
 
 
 class Trainer:
@@ -88,6 +89,8 @@ class Trainer:
         self._warn(method.gate)
         self.gate_state: dict = {}
         """What the gate remembers from step to step, as JSON; checkpoints hold it."""
+        self.waiting: list[str] = []
+        """Keys of the problems whose demonstrations a method has set aside; checkpoints hold them too."""
         self._stop = threading.Event()
         self._compared = False  # the engine with the policy, in this process
         self._begun = 0  # the step that has asked for the gate and is not finished, or 0
@@ -153,8 +156,8 @@ class Trainer:
         if self.log.folder:
             with writing(self.log.folder):
                 self.log.sync()
-                checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.policy,
-                                self.learner.optimizer, self.learner.scaler)
+                checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.waiting,
+                                self.policy, self.learner.optimizer, self.learner.scaler)
 
     def save_adapter(self) -> Path:
         """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
@@ -166,26 +169,31 @@ class Trainer:
     def _whole_step(self, step: int) -> StepRecord:
         """A step with all that it leaves on disk."""
         with self.log.lock:
-            method, self._begun = replace(self.method, gate=self.gate), step  # a change now acts on the step after this one
+            method, self._begun = self._method(step), step  # a change now acts on the step after this one
         try:
             with sampling(), computing_with(self.policy.threads):
-                record, groups, gate_state = self._step(step, method)
+                record, groups, gate_state, waiting = self._step(step, method)
             self.learner.torn = True  # until the log has all of it
             with writing(self.log.folder):
                 self.log.add(record, groups)
         finally:
             self._begun = 0
-        self.gate_state = gate_state
+        self.gate_state, self.waiting = gate_state, waiting
         self.learner.torn = False
         if step == self.log.planned or step % self.config.save_every == 0:
             self.save()
         return record
 
-    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict]:
+    def _method(self, step: int) -> Method:
+        """As it stands in a step: the stage that the run has come to, with the gate's numbers as they were changed last."""
+        stage = self.method.at((step - 1) / self.config.steps)
+        return replace(stage, gate=self.gate) if stage.gate == self.method.gate else stage
+
+    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict, list[str]]:
         seconds: dict[str, float] = {}
         with timed(seconds, "rollout"):
             self.engine.sync()
-            sampled = self._sample(self.problems(step), seed=derive(self.config.seed_of("sampling"), "rollouts", step))
+            sampled, thrown_away = self._sample(step, method)
             self.engine.sleep()
             if not self._compared:
                 self._compare(sampled)
@@ -193,41 +201,67 @@ class Trainer:
             uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
             demonstrations = [self.demonstration(g.problem) for g in sampled]
-            groups = [teach(method, g, d) for g, d in zip(judged, demonstrations, strict=True)]
+            groups = [teach(method, g, d, self.sampling.max_new_tokens) for g, d in zip(judged, demonstrations, strict=True)]
+            lessons, waiting = self._set_aside(method, groups)
         rate, heldout, kl = learning_rate(self.config, step), None, None
         evaluates = self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned)
         if evaluates:
             with timed(seconds, "evaluate"):
                 kl = self.learner.kl_to_base(sampled)  # before the update: of the policy that sampled
         with timed(seconds, "update"):
-            update = self._update(step, groups, rate)
+            update = self._update(step, groups, rate, method)
+            if lessons:
+                aside = self._update(step, lessons, rate, LESSON)
+                update |= {"updated": True, "tokens_trained": update["tokens_trained"] + aside["tokens_trained"]}
         if evaluates:
             with timed(seconds, "evaluate"):
                 self.engine.sync()
                 heldout = evaluate(self.policy, self.engine, self.task,
                                    samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
-        record = self._record(step, sampled, groups, rate, update, kl, heldout, seconds,
-                              without_demonstration=demonstrations.count(None),
-                              gate_state=changed_entries(self.gate_state, gate_state))
-        return record, groups, gate_state
+        record = record_of(
+            step, [*sampled, *thrown_away], groups, learning_rate=rate, kl=kl, heldout=heldout, seconds=seconds, **update,
+            teacher_samples=sum(int(g.teacher_mask.sum()) for g in (*groups, *lessons)), thrown_away=len(thrown_away),
+            dead_before=sum(g.dead for g in sampled), without_demonstration=demonstrations.count(None),
+            gate_state=changed_entries(self.gate_state, gate_state))
+        return record, groups, gate_state, waiting
+
+    def _set_aside(self, method: Method, groups: list[Group]) -> tuple[list[Group], list[str]]:
+        """Demonstrations alone for an update of their own, if enough wait by now; and the keys of those that go on waiting."""
+        if not method.aside:
+            return [], self.waiting
+        waiting = [g.problem.key for g in groups if g.decision and self.demonstration(g.problem)] + self.waiting
+        enough = ceil(method.aside * self.config.prompts)
+        if len(waiting) < enough:
+            return [], waiting
+        problems = {p.key: p for p in self.task.train}
+        due = [problems[key] for key in waiting[:enough]]
+        return [teach(LESSON, Group(p, ()), self.demonstration(p)) for p in due], waiting[enough:]
 
     def problems(self, step: int) -> list[Problem]:
         """The step's problems: the training split in a new order each time round."""
-        first, size = (step - 1) * self.config.prompts, len(self.task.train)
-        places = [divmod(i, size) for i in range(first, first + self.config.prompts)]
-        orders = {epoch: self._order(epoch) for epoch, _ in places}
-        return [self.task.train[orders[epoch][i]] for epoch, i in places]
+        return problems_of(step, self.task, self.config)
 
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.task.train)))
-        random.Random(derive(self.config.seed_of("order"), "order", epoch)).shuffle(order)
-        return order
+    def _sample(self, step: int, method: Method) -> tuple[list[Group], list[Group]]:
+        """The step's groups as sampled, and those that a method with `redraws` has thrown away for others.
 
-    def _sample(self, problems: list[Problem], seed: int) -> list[Group]:
-        n = self.config.group_size - self.method.teacher_seats
-        prompts = [prompt_ids(self.policy, p) for p in problems]
-        drawn = self.engine.generate(prompts, n, self.sampling, seed)
+        If no more than that many redraws fill the step, it goes on with the mixed groups that there are; without any, with
+        its first ones, which teach nothing.
+        """
+        n, seed = self.config.group_size - method.teacher_seats, derive(self.config.seed_of("sampling"), "rollouts", step)
+        drawn = self._draw(self.problems(step), n, seed)
+        if not method.redraws:
+            return drawn, []
+        for again in range(1, method.redraws + 1):
+            if sum(not g.dead for g in drawn) >= self.config.prompts:
+                break
+            drawn += self._draw(others_for(step, again, self.task, self.config), n, derive(seed, "redraw", again))
+        kept = [g for g in drawn if not g.dead][:self.config.prompts] or drawn[:self.config.prompts]
+        return kept, [g for g in drawn if not any(g is other for other in kept)]
+
+    def _draw(self, problems: list[Problem], n: int, seed: int) -> list[Group]:
+        """Groups of n rollouts, graded."""
+        drawn = self.engine.generate([prompt_ids(self.policy, p) for p in problems], n, self.sampling, seed)
         return [Group(p, tuple(grade(self.task, p, c) for c in completions))
                 for p, completions in zip(problems, drawn, strict=True)]
 
@@ -239,31 +273,14 @@ class Trainer:
             raise TrainingError(f"{why}. Nothing was trained in this step: take another engine, or another model.")
         self._compared = True
 
-    def _update(self, step: int, groups: list[Group], rate: float) -> dict:
+    def _update(self, step: int, groups: list[Group], rate: float, method: Method) -> dict:
         try:
-            return self.learner.update(groups, rate)
+            return self.learner.update(groups, rate, method)
         except NotFinite as cause:
             self.log.event("refused", step=step, cause=str(cause))
             left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
             raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
-
-    def _record(self, step: int, sampled: list[Group], groups: list[Group], rate: float, update: dict, kl: float | None,
-                heldout: float | None, seconds: dict[str, float], **rest: Any) -> StepRecord:
-        students = [r for g in sampled for r in g.rollouts]
-        mean = lambda values: sum(values) / len(students)  # noqa: E731
-        return StepRecord(
-            step=step, problems=tuple(g.problem.key for g in groups),
-            reward=mean([r.reward for r in students]), length=mean([len(r.ids) for r in students]),
-            cut=mean([not r.finished for r in students]),
-            successes=tuple(g.successes for g in groups), trials=tuple(len(g.sampled) for g in groups),
-            posterior=tuple((b.alpha.item(), b.beta.item()) for b in (known(g.posterior) for g in groups)),
-            decisions=tuple(known(g.decision) for g in groups), replaced=tuple(g.replaced for g in groups),
-            advantages=tuple(tuple(known(g.advantages).tolist()) for g in groups),
-            teacher_samples=sum(int(g.teacher_mask.sum()) for g in groups),
-            dead_before=sum(g.dead for g in sampled), dead_after=sum(g.dead for g in groups),
-            kl=kl, heldout=heldout, learning_rate=rate, tokens_sampled=sum(len(r.ids) for r in students),
-            seconds=seconds, **update, **rest)
 
     # setting up ----------------------------------------------------------------------------------------------------
 
@@ -330,7 +347,7 @@ class Trainer:
         if not found and steps:
             raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
         with writing(folder):
-            step, self.gate_state = found or (0, {})
+            step, self.gate_state, self.waiting = found or (0, {}, [])
             self.log.rewind(step)
         if not found:
             self.save()
@@ -371,22 +388,6 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     policy, task, method, config = rebuild(manifest)
     config = replace(config, steps=steps or config.steps)
     return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
-
-
-def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
-    """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
-
-    ValueError if a part can't be had as it was.
-    """
-    try:
-        config, method, task = Config(**manifest["config"]), method_from(manifest["method"]), task_of_run(manifest)
-    except KeyError as missing:
-        raise ValueError(f"this run can't be rebuilt: its run.json says nothing of {missing}; another version of this kit made "
-                         "it.") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"this run can't be rebuilt from its run.json: {error} If that part is your own, go on in Python: "
-                         "Trainer(policy, task, method, config, folder=..., resume=True).") from None
-    return policy_of(manifest), task, method, config
 
 
 def _number(name: str, value: float) -> float:

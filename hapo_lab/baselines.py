@@ -1,0 +1,94 @@
+"""The methods that HAPO is compared with, as data.
+
+Each follows its released code where there is some, else its paper; a docstring says which, and where this kit differs. The
+kit's own conventions are HAPO's: std, token mean over the batch, clip 0.2, no KL, no entropy bonus.
+
+With one optimizer step a batch (`Config.inner_epochs` 1) a student's ratio is 1 when its gradient is taken, so no clip acts.
+Methods that differ in clip or ratio alone (DAPO's clip-higher, GSPO) then differ from GRPO in what remains: aggregation,
+sampling, rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from hapo_lab.gates import AlwaysGate, HardGate, NeverGate
+from hapo_lab.loss import log_probability, uncertain
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, Decay, Method
+
+# without a teacher -------------------------------------------------------------------------------------------------
+
+DR_GRPO = Method("Dr. GRPO", scale="none", aggregation="dr_grpo")
+"""No std and a constant length divisor (arXiv 2503.20783; TRL's loss_type "dr_grpo")."""
+
+DAPO = Method("DAPO", eps_high=0.28, overlong=0.2, redraws=9)
+"""Clip-higher, token mean, soft overlong punishment over the last 4,096 of 20,480 tokens, dynamic sampling with at most 10
+batches a step (arXiv 2503.14476; verl's recipe). verl stops the run where ten batches do not fill the step; this kit goes on
+with the mixed groups that it has. What was drawn and thrown away counts in the sampled tokens.
+
+>>> DAPO.redraws, DAPO.eps_low, DAPO.eps_high
+(9, 0.2, 0.28)
+"""
+
+GSPO = Method("GSPO", sequence_ratio=True, eps_low=3e-4, eps_high=4e-4, aggregation="grpo")
+"""The ratio, and its clip, are a sequence's: the geometric mean of its tokens' ratios (arXiv 2507.18071)."""
+
+RLOO = Method("RLOO", scale="leave_one_out", eps_low=inf, eps_high=inf, aggregation="dr_grpo")
+"""REINFORCE with the mean of a prompt's other rollouts as baseline, a completion being one action (arXiv 2402.14740).
+
+The sum over a completion's tokens is divided by the completion limit, a constant, so that gradients are of one size with the
+other methods' when they are clipped.
+"""
+
+# demonstrations first, or apart ------------------------------------------------------------------------------------
+
+SFT_THEN_GRPO = replace(SFT, name="SFT, then GRPO", until=0.5, then=GRPO)
+"""Half of the steps imitate; then reinforcement goes on alone, with the same optimizer and schedule. Most people do this."""
+
+HPT = replace(LUFFY, name="HPT", gate=HardGate(), seat="alone", teacher_seats=0, shaping=log_probability)
+"""A prompt whose rollouts all failed is imitated and nothing else; any other is reinforced (arXiv 2509.04419).
+
+The released script's gate of 0, loss coefficients of 1, and conventions: no std, no clip, students' tokens over the length
+limit, demonstrations' tokens in their own mean, entropy bonus 0.001.
+"""
+
+RELIFT = Method("ReLIFT", gate=HardGate(), seat="aside", aside=0.5, scale="none", eps_high=0.28, overlong=0.4)
+"""Prompts whose rollouts all failed wait in a buffer, newest first; as soon as half a step's prompts wait, their demonstrations
+make an update of their own, by maximum likelihood (arXiv 2506.07527; the released script: 64 of 128 prompts, overlong 4,096 of
+10,240, clip 0.2 and 0.28). There the two kinds of update have an optimizer each; here they share one."""
+
+CHORD = Method("CHORD-mu", gate=AlwaysGate(), seat="extra", imitation=Decay(0.9, 0.05), shaping=log_probability)
+"""(1 - mu) times GRPO's loss plus mu times that of supervised fine-tuning, each in its own token mean; mu falls along half a
+cosine from 0.9 to 0.05 (arXiv 2508.11408; Trinity-RFT's example). There demonstrations come from a set of their own, one for
+four rollouts; here each prompt brings its own."""
+
+CHORD_PHI = replace(CHORD, name="CHORD-phi", imitation=0.1, shaping=uncertain)
+"""mu stays at 0.1, and a demonstration's token is weighted by p (1 - p)."""
+
+# HAPO with one part exchanged --------------------------------------------------------------------------------------
+
+LUFFY_MATCHED = replace(HAPO, name="LUFFY, HAPO's conventions", gate=NeverGate(), teacher_seats=1)
+"""A teacher in every group, and nothing else changed: the control that LUFFY as released is not.
+
+>>> replace(LUFFY_MATCHED, name="HAPO", gate=HAPO.gate, teacher_seats=0) == HAPO
+True
+"""
+
+ALWAYS = replace(HAPO, name="always", gate=AlwaysGate())
+"""SSI into every group."""
+
+HARD = replace(HAPO, name="hard gate", gate=HardGate())
+"""SSI where the whole group failed."""
+
+HAPO_KL = replace(HAPO, name="HAPO with KL", kl=0.04)
+"""With DeepSeekMath's KL penalty (arXiv 2402.03300: 0.04)."""
+
+METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT, "luffy_matched": LUFFY_MATCHED, "always": ALWAYS,
+           "hard": HARD, "hapo_kl": HAPO_KL, "dr_grpo": DR_GRPO, "dapo": DAPO, "gspo": GSPO, "rloo": RLOO,
+           "sft_grpo": SFT_THEN_GRPO, "hpt": HPT, "relift": RELIFT, "chord": CHORD, "chord_phi": CHORD_PHI}
+"""By name, for the command line.
+
+>>> METHODS["sft_grpo"].at(0.7).name
+'GRPO'
+"""

@@ -1,0 +1,1 @@
+"""Methods x tasks x seeds, as data, in processes, and what came of them."""

@@ -1,0 +1,246 @@
+"""An experiment as data: methods x tasks x seeds, one budget, and what was expected of it.
+
+Every trial of a seed sees the same problems in the same order, from the same new adapter. The task's held-out problems are kept
+away from training altogether: what is measured on the way is success on `validation`, the last of the training problems.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hapo_lab.methods import Method
+from hapo_lab.reproducibility import disk, parts
+from hapo_lab.reproducibility.catalogue import PARTS, get_gate, get_method, get_shaping, method_described, method_from
+from hapo_lab.reproducibility.seeds import derive
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.problem import Task, with_demonstrations
+from hapo_lab.training.config import TINY, Config
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One of an experiment's tasks.
+
+    >>> TaskSpec("sums", demonstrations=0.1).base
+    'sums'
+    """
+
+    base: str
+    """A task of the kit, by name."""
+    demonstrations: float = 1.0
+    """The share of training problems that keep their demonstration."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of an experiment."""
+
+    task: str
+    method: str
+    seed: int
+    learning_rate: float
+    tuning: bool = False
+    """True: made to choose the learning rate, and never reported."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, below the experiment's."""
+        run = f"{self.task}-{self.method}-{self.seed}"
+        return f"tuning/{run}-{self.learning_rate:g}" if self.tuning else f"trials/{run}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Methods x tasks x seeds.
+
+    Raises
+    ------
+    ValueError
+        Nothing to compare, a seed twice or in both uses, a field that is set for each trial, steps for an unknown method.
+
+    Examples
+    --------
+    >>> methods, tasks = {"hapo": HAPO, "grpo": GRPO}, {"sums": TaskSpec("sums")}
+    >>> experiment = Experiment("two", "HAPO learns, GRPO does not", methods, tasks, seeds=(0, 1))
+    >>> [trial.name for trial in experiment.trials({})][:2]
+    ['trials/sums-hapo-0', 'trials/sums-grpo-0']
+    """
+
+    name: str
+    """Of its folder, and of its report."""
+    expected: str
+    """The outcome that was expected, in words, written down before the runs."""
+    methods: Mapping[str, Method]
+    """By a short name."""
+    tasks: Mapping[str, TaskSpec]
+    """By a short name."""
+    seeds: tuple[int, ...]
+    model: str = "tiny"
+    config: Config = TINY
+    """Of every trial, but for seed and learning rate."""
+    rates: tuple[float, ...] = ()
+    """Learning rates that each method may choose from, per task; none: the config's."""
+    tuning_seeds: tuple[int, ...] = ()
+    """What they choose by. None of these runs is reported."""
+    validation: int = 40
+    """Training problems that are kept for choosing rates and for the curves."""
+    task_seed: int = 0
+    """Of the draw of held-out problems: one split for all trials."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Method -> another number of steps than the config's."""
+    engine: str = "transformers"
+    """See `Trainer`."""
+
+    def __post_init__(self) -> None:
+        say = f"experiment {self.name!r}"
+        if not (self.methods and self.tasks and self.seeds):
+            raise ValueError(f"{say}: it needs at least one method, one task and one seed.")
+        for what, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
+            if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+                raise ValueError(f"{say}: its {what} hold {', '.join(map(str, twice))} twice; each seed is one trial.")
+        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
+            raise ValueError(f"{say}: seed {', '.join(map(str, both))} is to tune and to report; rates must be chosen by other "
+                             "seeds than they are judged by.")
+        if bool(self.rates) != bool(self.tuning_seeds):
+            raise ValueError(f"{say}: rates to choose from and seeds to choose by go together; it has one of the two.")
+        if unknown := sorted(self.steps.keys() - self.methods.keys()):
+            raise ValueError(f"{say}: steps are given for {', '.join(unknown)}; its methods are {', '.join(self.methods)}.")
+
+    def task(self, key: str) -> Task:
+        """What a trial is given: `validation` in place of the held-out problems, demonstrations for a share of the rest."""
+        spec = self.tasks[key]
+        whole = load_task(spec.base, self.task_seed)
+        if not 0 < self.validation < len(whole.train):
+            raise ValueError(f"experiment {self.name!r}: validation is {self.validation}; task {key!r} has {len(whole.train)} "
+                             "training problems, and needs some of them to train on.")
+        task = replace(whole, train=whole.train[:-self.validation], heldout=whole.train[-self.validation:])
+        return task if spec.demonstrations == 1 else with_demonstrations(task, spec.demonstrations, self.task_seed)
+
+    def config_of(self, trial: Trial) -> Config:
+        """The numbers of one trial."""
+        seed = derive(trial.seed, "tuning") if trial.tuning else trial.seed
+        return replace(self.config, steps=self.steps.get(trial.method, self.config.steps), seed=seed,
+                       learning_rate=trial.learning_rate)
+
+    def tuning(self) -> list[Trial]:
+        """The trials that rates are chosen by; none where there is nothing to choose."""
+        return [Trial(task, method, seed, rate, tuning=True)
+                for seed in self.tuning_seeds for task in self.tasks for method in self.methods for rate in self.rates]
+
+    def trials(self, chosen: Mapping[tuple[str, str], float]) -> list[Trial]:
+        """The trials that are reported, with the rates that were chosen by (task, method). Seeds are outermost, so that
+        whatever is done covers all methods."""
+        return [Trial(task, method, seed, chosen.get((task, method), self.config.learning_rate))
+                for seed in self.seeds for task in self.tasks for method in self.methods]
+
+    def described(self) -> dict:
+        """As JSON; `from_description` reads it."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "methods": {key: method_described(method) for key, method in self.methods.items()},
+            "tasks": {key: asdict(spec) for key, spec in self.tasks.items()}, "config": asdict(self.config),
+            "seeds": list(self.seeds), "rates": list(self.rates), "tuning_seeds": list(self.tuning_seeds),
+            "steps": dict(self.steps)}
+
+    def differs(self, other: dict) -> list[str]:
+        """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
+        difference."""
+        mine = self.described()
+        common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
+        pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
+        pairs |= {name: (other.get(name), mine[name]) for name in mine if name not in ("methods", "tasks", "seeds", "steps")}
+        pairs |= {f"steps of {key}": (other["steps"].get(key), mine["steps"].get(key)) for key in common["methods"]}
+        return [name for name, (there, here) in pairs.items() if there != here]
+
+
+def from_description(described: dict) -> Experiment:
+    """The experiment that `Experiment.described` described; ValueError if a part of it can't be had as it was."""
+    return Experiment(**described | {
+        "methods": {key: method_from(method) for key, method in described["methods"].items()},
+        "tasks": {key: TaskSpec(**spec) for key, spec in described["tasks"].items()}, "config": Config(**described["config"]),
+        **{name: tuple(described[name]) for name in ("seeds", "rates", "tuning_seeds")}})
+
+
+# from a file -------------------------------------------------------------------------------------------------------
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """An experiment from a TOML file, as docs/experiments.md shows one.
+
+    ValueError, in one sentence, names the place of what can't be read or is not known.
+
+    >>> with open("mine.toml", "w") as file:
+    ...     print('expected = "HAPO learns"', 'methods = ["hapo", "grpo"]', 'tasks = ["sums"]', "seeds = 3", sep=chr(10),
+    ...           file=file)
+    >>> load_experiment("mine.toml").seeds
+    (0, 1, 2)
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        reason = disk.why(error) if isinstance(error, OSError) else error
+        raise ValueError(f"{path} can't be read: {reason}.") from None
+    try:
+        return _from_table(table, path.stem)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _from_table(table: dict, stem: str) -> Experiment:
+    tuning = table.pop("tuning", {})
+    allowed = {f.name for f in fields(Experiment)} - {"rates", "tuning_seeds"}
+    _refuse_unknown("the file", table, allowed | {"tuning"})
+    _refuse_unknown("[tuning]", tuning, {"rates", "seeds"})
+    for name, why in (("expected", "write down what you expect before you run it"), ("methods", "name at least one"),
+                      ("tasks", "name at least one"), ("seeds", "say how many, or list them")):
+        if not table.get(name):
+            raise ValueError(f"{name!r} is missing: {why}.")
+    usual = TINY if table.get("model", "tiny") == "tiny" else Config()
+    changes = table.get("config", {})
+    _refuse_unknown("[config]", changes, {f.name for f in fields(Config)} - {"seed"})
+    return Experiment(**{"name": stem} | table | {
+        "methods": {key: _method(key, given) for key, given in _keyed(table["methods"], "methods")},
+        "tasks": {key: _task(key, given) for key, given in _keyed(table["tasks"], "tasks")},
+        "config": replace(usual, **changes), "seeds": _seeds(table["seeds"], 0), "rates": tuple(tuning.get("rates", ())),
+        "tuning_seeds": _seeds(tuning.get("seeds", ()), 1000)})
+
+
+def _refuse_unknown(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    if unknown := sorted(given.keys() - set(known)):
+        raise ValueError(f"{where} has {', '.join(unknown)}, which means nothing here; it may have {', '.join(sorted(known))}.")
+
+
+def _keyed(given: list[str] | dict[str, dict], what: str) -> list[tuple[str, dict]]:
+    """Names, or names with what is changed of each."""
+    if isinstance(given, list):
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise ValueError(f"{what} names {', '.join(twice)} twice.")
+        return [(name, {}) for name in given]
+    return list(given.items())
+
+
+def _seeds(given: int | list[int], first: int) -> tuple[int, ...]:
+    """So many, or these."""
+    return tuple(range(first, first + given)) if isinstance(given, int) else tuple(given)
+
+
+def _task(key: str, given: dict) -> TaskSpec:
+    _refuse_unknown(f"task {key!r}", given, {f.name for f in fields(TaskSpec)})
+    spec = TaskSpec(**{"base": key} | given)
+    load_task(spec.base)  # an unknown one says so now
+    return spec
+
+
+def _method(key: str, given: dict) -> Method:
+    """A method by name, or another with some of its parts exchanged."""
+    given = dict(given)
+    base = get_method(given.pop("base", key))
+    _refuse_unknown(f"method {key!r}", given, {f.name for f in fields(Method)})
+    named: dict[str, Callable[[str], Any]] = {"gate": get_gate, "shaping": get_shaping, "then": get_method}
+    changes = {name: named[name](value) if name in named and isinstance(value, str) else parts.rebuilt(value, PARTS)
+               for name, value in given.items()}
+    return replace(base, **{"name": base.name if not changes else f"{base.name}, {key}"} | changes)

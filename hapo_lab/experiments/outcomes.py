@@ -1,0 +1,126 @@
+"""What a trial came to, in short: its curves, its budgets, and its success on test problems. Kept compressed, a line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hapo_lab.experiments.experiment import Experiment, Trial
+from hapo_lab.experiments.processes import chosen
+from hapo_lab.reproducibility import disk
+from hapo_lab.reproducibility.catalogue import method_from
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.record import StepRecord
+
+AXES = {"steps": "steps", "tokens_sampled": "sampled tokens", "tokens_trained": "trained tokens", "seconds": "seconds",
+        "teacher_samples": "demonstrations"}
+"""What a budget can be counted in."""
+CURVES = ("reward", "length", "cut", "teacher_samples", "tokens_sampled", "tokens_trained", "dead_before", "dead_after", "kl",
+          "teacher_logp", "entropy")
+HELD_OUT = "held out"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial in short. A curve has an entry per step; None stands for "not measured"."""
+
+    task: str
+    method: str
+    """The experiment's short name of it."""
+    name: str
+    """As it stands in figures."""
+    seed: int
+    learning_rate: float
+    planned: int
+    """Steps; fewer are there if the trial has not ended."""
+    manifest: dict
+    """The run's, without the validation problems' names."""
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    """See `StepRecord`; and "seconds", evaluations left out."""
+    validation: list[list[float]] = field(default_factory=list)
+    """[step, success] of each evaluation on the way."""
+    test: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Split -> problem -> success; {}: nobody has looked yet."""
+    failed: str = ""
+    """The cause."""
+
+    @classmethod
+    def of(cls, trial: Trial, folder: Path) -> Outcome | None:
+        """From a trial's folder; None if it has not begun, and did not fail either."""
+        run = folder / trial.name
+        failed = json.loads((run / "failed.json").read_text())["cause"] if (run / "failed.json").exists() else ""
+        facts: dict[str, Any] = {"task": trial.task, "method": trial.method, "seed": trial.seed,
+                                 "learning_rate": trial.learning_rate, "failed": failed}
+        if not (run / "steps.jsonl").exists():
+            return cls(**facts, name=trial.method, planned=0, manifest={}) if failed else None
+        log = RunLog.load(run)
+        test = json.loads((run / "test.json").read_text()) if (run / "test.json").exists() else {}
+        return cls(**facts, name=log.name, planned=log.planned, test=test, curves=_curves(log.steps),
+                   validation=[[r.step, r.heldout] for r in log.steps if r.heldout is not None],
+                   manifest={key: value for key, value in log.manifest.items() if key != "heldout"})
+
+    @property
+    def finished(self) -> bool:
+        """All steps are there, and nothing failed."""
+        return not self.failed and len(self.curves.get("reward", ())) == self.planned > 0
+
+    def budget(self, axis: str) -> np.ndarray:
+        """(steps + 1,): what had been spent before the first step and after each, by an axis of `AXES`.
+
+        A method that learns nothing from its students has sampled them to be measured only: they cost it no tokens.
+        """
+        if axis == "steps":
+            return np.arange(len(self.curves["reward"]) + 1.0)
+        if axis == "tokens_sampled" and method_from(self.manifest["method"]).mu == 1:
+            return np.zeros(len(self.curves["reward"]) + 1)
+        return np.concatenate([[0.0], np.cumsum(np.array(self.curves[axis], dtype=float))])
+
+    def success(self, split: str = HELD_OUT) -> float:
+        """On the test problems of a split; before they were looked at, on validation problems at the last evaluation."""
+        if self.test:
+            return float(np.mean(list(self.test[split].values())))
+        return float(self.validation[-1][1])
+
+    def reached(self, level: float, axis: str) -> tuple[float, bool]:
+        """What it had spent when validation success first reached a level, and True; if it never did, all that it spent, and
+        False."""
+        spent = self.budget(axis)
+        first = next((int(step) for step, success in self.validation if success >= level), None)
+        return float(spent[-1 if first is None else first]), first is not None
+
+
+def _curves(steps: Sequence[StepRecord]) -> dict[str, list[float | None]]:
+    def rounded(value: float | None) -> float | None:
+        return value if value is None else round(float(value), 4)
+
+    curves = {name: [rounded(getattr(r, name)) for r in steps] for name in CURVES}
+    return curves | {"seconds": [rounded(r.training_seconds) for r in steps]}
+
+
+def outcomes(experiment: Experiment, folder: str | Path) -> list[Outcome]:
+    """Of an experiment's trials as far as they have come, the tuning ones left out."""
+    folder = Path(folder)
+    return [found for trial in experiment.trials(chosen(experiment, folder)) if (found := Outcome.of(trial, folder))]
+
+
+def write(found: Sequence[Outcome], path: Path) -> None:
+    """A line per trial, compressed; the same outcomes make the same bytes."""
+    disk.pack(path, [asdict(outcome) for outcome in found])
+
+
+def read(path: Path) -> list[Outcome]:
+    """The outcomes of a file."""
+    return [Outcome(**row) for row in disk.unpack(path)]
+
+
+def by_method(found: Sequence[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:
+    """(method's name in figures, its finished outcomes), in the order in which they come."""
+    for method in dict.fromkeys(o.method for o in found):
+        mine = [o for o in found if o.method == method and o.finished]
+        if mine:
+            yield mine[0].name, mine

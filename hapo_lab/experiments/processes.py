@@ -1,0 +1,285 @@
+"""An experiment's trials, as many at a time as there are cores, each a process of its own.
+
+A trial that is stopped or killed goes on where its last checkpoint left it, when the experiment is run again. What fails is
+written down, listed, and tried again the next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.experiments.experiment import Experiment, Trial, from_description
+from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_available, memory_estimate
+from hapo_lab.reproducibility import disk
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.progress import mean_of
+from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.elsewhere import elsewhere
+from hapo_lab.tasks.problem import Problem
+from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.trainer import Trainer
+
+OVERHEAD = 700 * 2**20
+"""Bytes that Python and its libraries take in a process, whatever the model."""
+SAMPLES = 8
+"""Completions of a test problem."""
+_context = multiprocessing.get_context("forkserver")  # a new process for each trial, its imports ready
+_context.set_forkserver_preload(["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"])
+
+
+class Stopped(Exception):
+    """By Ctrl-C. Every trial has finished its step and saved."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended otherwise than it should."""
+
+    trial: Trial
+    cause: str
+
+
+def prepare(experiment: Experiment, folder: Path) -> None:
+    """Write the experiment's description into its folder; ValueError if that holds another experiment."""
+    description = folder / "experiment.json"
+    if description.exists() and (different := experiment.differs(json.loads(description.read_text()))):
+        raise ValueError(f"{folder} holds another experiment: it differs in {', '.join(different)}. Choose another name or "
+                         "folder, or move that one away.")
+    folder.mkdir(parents=True, exist_ok=True)
+    disk.replace(description, (json.dumps(experiment.described(), indent=1) + "\n").encode())
+
+
+def run(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
+    """Every trial that is not finished yet: first those that learning rates are chosen by, then those that are reported.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    folder : path
+        Is made, or goes on.
+    processes : int, optional
+        At a time. Default: a CPU's cores; 1 on a GPU, where trials would share its memory.
+
+    Returns
+    -------
+    list of Failure
+        What did not end as it should; another call tries it again.
+
+    Raises
+    ------
+    ValueError
+        Another experiment lies there; too little memory for so many processes.
+    Stopped
+        Ctrl-C: the same call goes on.
+    """
+    folder = Path(folder)
+    processes = _affordable(experiment.model, processes)
+    prepare(experiment, folder)
+    tuning = [t for t in experiment.tuning() if not finished(folder / t.name)]
+
+    def steps(trial: Trial) -> int:
+        return experiment.config_of(trial).steps
+
+    if failures := _all(train, tuning, folder, processes, "choosing learning rates", steps):
+        return failures  # a rate is not chosen by what is there
+    trials = [t for t in experiment.trials(chosen(experiment, folder)) if not finished(folder / t.name)]
+    return _all(train, trials, folder, processes, experiment.name, steps)
+
+
+def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
+    """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at."""
+    folder = Path(folder)
+    trials = [t for t in experiment.trials(chosen(experiment, folder))
+              if finished(folder / t.name) and not (folder / t.name / "test.json").exists()]
+    return _all(look, trials, folder, _affordable(experiment.model, processes), "looking at test problems")
+
+
+def finished(run: Path) -> bool:
+    """Whether a trial has taken all its steps, and saved its adapter."""
+    return (run / "adapter" / "adapter_config.json").exists()
+
+
+def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]:
+    """(task, method) -> the learning rate whose tuning trials have the highest success on validation problems, averaged over
+    the last half of a run's evaluations and over seeds; of equals the smaller. {} where there is nothing to choose.
+
+    ValueError while a tuning trial is missing.
+    """
+    scores: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for trial in experiment.tuning():
+        if not finished(folder / trial.name):
+            raise ValueError(f"{folder / trial.name} is not finished, so no learning rate is chosen yet: run the experiment.")
+        found = [r.heldout for r in RunLog.load(folder / trial.name).steps if r.heldout is not None]
+        scores.setdefault((trial.task, trial.method), {}).setdefault(trial.learning_rate, []).append(
+            mean_of(found[len(found) // 2:]))
+    return {pair: max(sorted(means), key=means.__getitem__) for pair, by_rate in scores.items()
+            if (means := {rate: mean_of(found) for rate, found in by_rate.items()})}
+
+
+# one trial, in its own process -------------------------------------------------------------------------------------
+
+
+def train(experiment: Experiment, trial: Trial, run: Path) -> None:
+    """A trial's steps, or those that are left. It ends early, saved, when it is asked to stop or its parent is gone."""
+    trainer = Trainer(load_policy(experiment.model, seed=trial.seed), experiment.task(trial.task),
+                      experiment.methods[trial.method], experiment.config_of(trial), folder=run, resume=True,
+                      engine=experiment.engine)
+    _when_the_parent_is_gone(trainer.stop)
+    for _ in trainer:
+        pass
+    if len(trainer.log.steps) == trainer.log.planned:
+        trainer.save_adapter()
+
+
+def look(experiment: Experiment, trial: Trial, run: Path) -> None:
+    """Success of a trial's adapter on the test problems, problem by problem: test.json."""
+    spec, found = experiment.tasks[trial.task], {}
+    task = load_task(spec.base, experiment.task_seed)
+    policy = load_policy(experiment.model, adapter=run / "adapter")
+    splits: dict[str, tuple[Problem, ...]] = {"held out": task.heldout} | elsewhere(spec.base, experiment.task_seed)
+    for split, problems in splits.items():
+        result = evaluate(policy, TransformersEngine(policy), task, problems, samples=SAMPLES, seed=trial.seed)
+        found[split] = {p.key: rate for p, rate in zip(problems, result.by_problem.tolist(), strict=True)}
+    disk.replace(run / "test.json", (json.dumps(found) + "\n").encode())
+
+
+Work = Callable[[Experiment, Trial, Path], None]
+
+
+def _child(work: Work, folder: Path, facts: dict) -> None:
+    """A process's whole life. Its words go to a file; what went wrong, to failed.json."""
+    os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, who passes it on once
+    trial = Trial(**facts)
+    run = folder / trial.name
+    run.mkdir(parents=True, exist_ok=True)
+    words = os.open(run / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(words, stream)
+    if default_device().type == "cpu":
+        torch.set_num_threads(1)  # a core each
+    try:
+        with FileLock(run / "lock", timeout=60):  # a process that lost its parent may still finish its step there
+            (run / "failed.json").unlink(missing_ok=True)
+            work(from_description(json.loads((folder / "experiment.json").read_text())), trial, run)
+    except Exception as error:
+        _failed(run, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _failed(run: Path, cause: str) -> None:
+    disk.replace(run / "failed.json", (json.dumps({"cause": cause}) + "\n").encode())
+
+
+def _when_the_parent_is_gone(stop: Callable[[], None]) -> None:
+    parent = multiprocessing.parent_process()
+    if not parent:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        stop()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# all of them -------------------------------------------------------------------------------------------------------
+
+
+def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what: str,
+         steps: Callable[[Trial], int] | None = None) -> list[Failure]:
+    """So many at a time, until all have ended. Stopped, once they have, if Ctrl-C was pressed.
+
+    `steps`: of a trial; then progress is counted in them.
+    """
+    running: dict[Any, tuple[Any, Trial]] = {}
+    waiting, failures, done = list(trials), [], 0
+    size, unit = (steps, "step") if steps else (lambda _: 1, "trial")
+    with (tqdm(total=sum(map(size, trials)), desc=what, unit=unit, smoothing=0, disable=not trials) as bar,
+          _interrupts() as pressed):
+        asked = False
+        while running or (waiting and not pressed.is_set()):
+            while waiting and len(running) < processes and not pressed.is_set():
+                trial = waiting.pop(0)
+                process: Any = _context.Process(target=_child, args=(work, folder, asdict(trial)))
+                process.start()
+                running[process.sentinel] = (process, trial)
+            if pressed.is_set() and not asked:
+                asked = True
+                for process, _ in running.values():
+                    os.kill(process.pid, signal.SIGINT)
+            for sentinel in wait(list(running), timeout=0.5):
+                process, trial = running.pop(sentinel)
+                process.join()
+                if process.exitcode and not asked:
+                    failures.append(Failure(trial, _cause(folder / trial.name, process.exitcode)))
+                done += size(trial)
+            under_way = [trial for _, trial in running.values()]
+            bar.n = done + (sum(_step(folder / trial.name) for trial in under_way) if steps else 0)
+            bar.set_postfix_str(", ".join(trial.name.partition("/")[2] for trial in under_way))
+    if pressed.is_set():
+        raise Stopped
+    return failures
+
+
+def _step(run: Path) -> int:
+    """How far a trial is."""
+    with contextlib.suppress(OSError):
+        return (run / "steps.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def _cause(run: Path, code: int) -> str:
+    if code < 0:
+        _failed(run, f"killed by {signal.Signals(-code).name}")
+    elif not (run / "failed.json").exists():
+        _failed(run, f"its process ended with code {code}: see {run / 'output.txt'}")
+    return json.loads((run / "failed.json").read_text())["cause"]
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """The first Ctrl-C is an event; a second one breaks off."""
+    pressed = threading.Event()
+
+    def note(*_: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        print("\neach trial finishes its step and saves; Ctrl-C again to stop at once", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _affordable(model: str, processes: int | None) -> int:
+    """How many at a time; ValueError if they don't fit into memory."""
+    device = default_device()
+    number = processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
+    if number < 1:
+        raise ValueError(f"{number} processes: it must be at least 1.")
+    each = OVERHEAD + (memory_estimate(model) if model in PRESETS else 0)
+    if number * each > (free := memory_available(device)):
+        raise ValueError(f"{number} processes need some {number * each / 2**30:.1f} GiB and {free / 2**30:.1f} are free: ask "
+                         f"for {max(1, int(free // each))}.")
+    return number

@@ -1,0 +1,119 @@
+"""What seeds allow to be said: interquartile means, probabilities of improvement and profiles, with intervals.
+
+By `rliable` (Agarwal et al., 2021, arXiv 2108.13264): in its stratified bootstrap a method's seeds are drawn anew within each
+task. It is optional: `pip install "hapo_lab[compare]"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hapo_lab.experiments.outcomes import HELD_OUT, Outcome, by_method
+
+RESAMPLES = 2000
+FEWEST = 4
+"""Runs on each side that can differ at the 5% level: four against four that do not overlap have p = 2 / 70 in a rank test."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndarray]:
+    """Method's name -> (seeds, tasks) success. Of each method those seeds that finished all of its tasks."""
+    tasks, table = list(dict.fromkeys(o.task for o in found)), {}
+    for name, mine in by_method(found):
+        cells = {(o.seed, o.task): o.success(split) for o in mine if not o.test or split in o.test}
+        rows = [[cells[seed, task] for task in tasks] for seed in dict.fromkeys(o.seed for o in mine)
+                if all((seed, task) in cells for task in tasks)]
+        if rows:
+            table[name] = np.array(rows)
+    return table
+
+
+def interquartile_means(table: dict[str, np.ndarray]) -> dict[str, Estimate]:
+    """Of each method: the mean of the middle half of all its (seed, task) scores."""
+    library, metrics = _rliable()
+    return _estimates(library, table, lambda x: np.array([metrics.aggregate_iqm(x)]))
+
+
+def improvements(table: dict[str, np.ndarray], over: str) -> dict[str, Estimate]:
+    """P(a run of the method beats one of `over`), averaged over tasks, a tie counting half, for each other method."""
+    library, metrics = _rliable()
+    pairs = {name: (mine, table[over]) for name, mine in table.items() if name != over}
+    return _estimates(library, pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]))
+
+
+def verdict(improvement: Estimate, runs: int) -> str:
+    """In words, and only what the interval carries. `runs`: of the smaller side.
+
+    A bootstrap of few runs that do not overlap has no width at all, so fewer than `FEWEST` never tell anything apart.
+    """
+    if runs < FEWEST:
+        return "too few runs"
+    return "better" if improvement.low > 0.5 else "worse" if improvement.high < 0.5 else "not told apart"
+
+
+def profiles(table: dict[str, np.ndarray], levels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each method: (levels,) the share of its runs above each level, and the (2, levels) interval of that share."""
+    library, _ = _rliable()
+    values, intervals = _intervals(library, table, lambda x: (x[..., None] > levels).mean((0, 1)))
+    return {name: (values[name], intervals[name]) for name in table}
+
+
+def median_to(found: Sequence[Outcome], level: float, axis: str) -> float:
+    """The median of what runs of one method spend until they reach a level of validation success; inf if at most half do.
+
+    Runs that never reach it count as censored where they ended (Kaplan and Meier, 1958).
+    """
+    spent, reached = zip(*(o.reached(level, axis) for o in found), strict=True)
+    if not any(reached):
+        return np.inf
+    curve = stats.ecdf(stats.CensoredData.right_censored(spent, ~np.array(reached))).sf
+    below = curve.quantiles[curve.probabilities <= 0.5]
+    return float(below[0]) if len(below) else np.inf
+
+
+def band(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(points,) mean of some runs' curves, and its 95% interval over runs: Student's t."""
+    values = np.array(rows, dtype=float)
+    mean, runs = values.mean(0), len(values)
+    half = stats.t.ppf(0.975, runs - 1) * values.std(0, ddof=1) / runs ** 0.5 if runs > 1 else np.full(mean.shape, np.nan)
+    return mean, mean - half, mean + half
+
+
+def _estimates(library: Any, table: dict, measure: Any) -> dict[str, Estimate]:
+    values, intervals = _intervals(library, table, measure)
+    return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in table}
+
+
+def _intervals(library: Any, table: dict, measure: Any) -> tuple[dict, dict]:
+    """rliable 1.2.0 resamples by numpy's global generator, whatever random state it is given: so that one is seeded, and put
+    back."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return library.get_interval_estimates(table, measure, reps=RESAMPLES)
+    finally:
+        np.random.set_state(before)
+
+
+def _rliable() -> tuple[Any, Any]:
+    try:
+        from rliable import library, metrics
+    except ImportError:
+        raise ValueError('rliable is not installed: python -m pip install "hapo_lab[compare]".') from None
+    return library, metrics

@@ -1,0 +1,190 @@
+"""An experiment in pictures and in a table: what each method reached, what it spent, and what the seeds allow to be said."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from hapo_lab.experiments.outcomes import AXES, HELD_OUT, Outcome, by_method
+from hapo_lab.experiments.statistics import (
+    Estimate,
+    band,
+    improvements,
+    interquartile_means,
+    median_to,
+    profiles,
+    scores,
+    verdict,
+)
+from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, style, to_png, write
+
+LEVEL = 0.8
+"""The success whose price is reckoned."""
+
+
+def budget_figure(found: Sequence[Outcome]) -> Figure:
+    """Validation success over each budget: a line per method, the mean of its runs; over the steps with its 95% band.
+
+    Over another budget than steps a run's points lie where it had got to; the line joins the means of both.
+    """
+    figure, colours = Figure(), _colours(found)
+    axes = grid(figure, 2, 3)
+    for ax, (axis, words) in zip(axes, AXES.items(), strict=False):
+        frame(ax, words, "validation success")
+        lines = {}
+        for name, runs in by_method(found):
+            points = min(len(o.validation) for o in runs)
+            spent = np.mean([[o.budget(axis)[int(step)] for step, _ in o.validation[:points]] for o in runs], axis=0)
+            mean, low, high = band([[success for _, success in o.validation[:points]] for o in runs])
+            lines[name] = ax.plot(spent, mean, color=colours[name], lw=2.2, clip_on=False)[0]
+            if axis == "steps" and len(runs) > 1:
+                ax.fill_between(spent, low.clip(0, 1), high.clip(0, 1), color=colours[name], alpha=0.15, lw=0)
+        ax.set_ylim(0, 1)
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel_title(ax, f"Over {words}")
+    _key(axes[5], found, colours)
+    headline(figure, "What each method reaches, for what it spends")
+    return figure
+
+
+def interval_figure(found: Sequence[Outcome], over: str = "HAPO", split: str = HELD_OUT) -> Figure:
+    """Interquartile means, and the probability that a method's run beats one of `over`, with 95% intervals."""
+    figure, colours, table = Figure(), _colours(found), scores(found, split)
+    means = interquartile_means(table)
+    order = sorted(means, key=lambda name: means[name].value)
+    axes = grid(figure, 1, 2)
+    _dots(axes[0], {name: means[name] for name in order}, colours, f"success, {_where(found, split)}")
+    won = improvements(table, over) if over in table else {}
+    _dots(axes[1], {name: won.get(name, Estimate(0.5, 0.5, 0.5)) for name in order}, colours, f"P(better than a run of {over})")
+    axes[1].axvline(0.5, color=style.faint, lw=1, ls=":")
+    told = [f"{name} {word}" for name in reversed(order) if name in won
+            for word in [verdict(won[name], min(len(table[name]), len(table[over])))] if word in ("better", "worse")]
+    runs = sorted({len(rows) for rows in table.values()})
+    panel_title(axes[0], f"Each of {' to '.join(map(str, runs[:1] + runs[1:][-1:]))} runs: the middle half's mean")
+    panel_title(axes[1], f"At 0.5 nothing tells a method apart from {over}")
+    headline(figure, f"Told apart from {over}: " + (", ".join(told) if told else "none"))
+    return figure
+
+
+def profile_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
+    """The share of runs above each level of success."""
+    figure, colours, table = Figure(), _colours(found), scores(found, split)
+    levels = np.linspace(0, 1, 101)
+    ax, = grid(figure, 1, 1)
+    frame(ax, f"success in percent, {_where(found, split)}", "share of runs above it")
+    ax.set(xlim=(0, 100), ylim=(0, 1.02))
+    labels = []
+    for name, (share, (low, high)) in profiles(table, levels).items():
+        ax.plot(100 * levels, share, color=colours[name], lw=2.2, drawstyle="steps-post")
+        ax.fill_between(100 * levels, low, high, color=colours[name], alpha=0.1, lw=0, step="post")
+        labels.append((100.0, float(np.trapezoid(share, levels)), name, colours[name]))
+    end_labels(ax, labels)
+    headline(figure, "A curve further right: more of its runs succeed more often")
+    return figure
+
+
+def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
+    """The paper's Figure 2: reward, length and teacher samples per step of some methods (by short name), the teacher's
+    own trajectories left out of reward and length; bands over seeds."""
+    figure, colours = Figure(), _colours(found)
+    shown = [o for o in found if o.method in methods and o.finished]
+    axes = grid(figure, 2, 2)
+    for ax, (curve, words) in zip(axes, (("reward", "reward"), ("length", "length, tokens"),
+                                         ("teacher_samples", "teacher samples")), strict=False):
+        frame(ax, "step", words)
+        for name, runs in by_method(shown):
+            mean, low, high = band([cast(list[float], o.curves[curve]) for o in runs])
+            steps = np.arange(1, len(mean) + 1)
+            ax.plot(steps, mean, color=colours[name], lw=2.2)
+            ax.fill_between(steps, low.clip(0), high, color=colours[name], alpha=0.15, lw=0)
+        ax.set_ylim(bottom=0, top=1.02 if curve == "reward" else None)
+        panel_title(ax, f"{words[0].upper()}{words[1:]} per step" if curve == "teacher_samples" else f"The student's {curve}")
+    _key(axes[3], shown, colours)
+    headline(figure, "Figure 2, redrawn: mean over seeds, and its 95% band")
+    return figure
+
+
+# the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Outcome], over: str = "HAPO") -> list[str]:
+    """Markdown: success with its interval, the verdict over a method, what it spent to `LEVEL`, and all that it spent."""
+    numbers = scores(found)
+    means = interquartile_means(numbers)
+    won = improvements(numbers, over) if over in numbers else {}
+    rows = [f"| method | runs | learning rate | success, {_where(found, HELD_OUT)}: IQM [95%] | P(better than {over}) [95%] "
+            "| verdict | " + " | ".join(f"{words} to {LEVEL:.0%}" for words in AXES.values()) + " |",
+            "|---" * (6 + len(AXES)) + "|"]
+    for name, runs in by_method(found):
+        if name not in means:
+            continue
+        rates = ", ".join(f"{rate:g}" for rate in sorted({o.learning_rate for o in runs}))
+        word = verdict(won[name], min(len(numbers[name]), len(numbers[over]))) if name in won else ""
+        spent = " | ".join("never" if np.isinf(x := median_to(runs, LEVEL, axis)) else f"{x:,.0f}" for axis in AXES)
+        rows.append(f"| {name} | {len(numbers[name])} | {rates} | {means[name]} | {won.get(name, '')} | {word} | {spent} |")
+    return rows
+
+
+def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO") -> list[Path]:
+    """Write an experiment's table (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
+    if not scores(found):
+        raise ValueError("no trial has finished: run the experiment first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(found, over)
+    if not any(o.test for o in found):
+        text.append("\nNobody has looked at the test problems: success is on validation problems, at the last evaluation.")
+    if unfinished := [o for o in found if not o.finished]:
+        text += ["\nNot finished:"] + [f"- {o.task}, {o.method}, seed {o.seed}: {o.failed or 'under way'}" for o in unfinished]
+    (folder / "table.md").write_text("\n".join(text) + "\n")
+    with open(folder / "trials.csv", "w", newline="") as file:
+        splits = sorted({split for o in found for split in o.test})
+        writer = csv.writer(file)
+        writer.writerow(["task", "method", "name", "seed", "learning_rate", "finished", "validation", *splits, *AXES])
+        for o in found:
+            tested = [np.mean(list(o.test[split].values())) if split in o.test else "" for split in splits]
+            spent = [o.budget(axis)[-1] if o.curves else "" for axis in AXES]
+            writer.writerow([o.task, o.method, o.name, o.seed, o.learning_rate, o.finished,
+                             o.validation[-1][1] if o.validation else "", *tested, *spent])
+    figures = {"budgets": budget_figure(found), "intervals": interval_figure(found, over), "profiles": profile_figure(found)}
+    for name, figure in figures.items():
+        (folder / f"{name}.png").write_bytes(to_png(figure))
+    return [folder / name for name in ("table.md", "trials.csv", *(f"{name}.png" for name in figures))]
+
+
+# parts -------------------------------------------------------------------------------------------------------------
+
+
+def _colours(found: Sequence[Outcome]) -> dict[str, str]:
+    return {name: style.runs[i % len(style.runs)] for i, (name, _) in enumerate(by_method(found))}
+
+
+def _where(found: Sequence[Outcome], split: str) -> str:
+    return split if any(o.test for o in found) else "validation"
+
+
+def _dots(ax: Axes, estimates: dict[str, Estimate], colours: dict[str, str], words: str) -> None:
+    """A row per method: its name, below that its value, and its interval as a bar."""
+    frame(ax, words, "")
+    for row, (name, e) in enumerate(estimates.items()):
+        ax.plot([e.low, e.high], [row, row], color=colours[name], lw=6, alpha=0.4, solid_capstyle="butt")
+        ax.plot([e.value], [row], "o", color=colours[name], ms=9)
+        write(ax, 0, row + 0.25, name, colours[name], va="center")
+    ax.set_yticks([])
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.5, len(estimates) - 0.4))
+
+
+def _key(ax: Axes, found: Sequence[Outcome], colours: dict[str, str]) -> None:
+    """Names in their colours, from the best to the worst, in a panel of their own."""
+    ax.axis("off")
+    last = {name: float(np.mean([o.validation[-1][1] for o in runs])) for name, runs in by_method(found)}
+    for row, name in enumerate(sorted(last, key=lambda name: -last[name])):
+        write(ax, 0, 1 - (row + 0.5) / max(len(last), 8), f"{last[name]:.0%} {name}", colours[name], transform=ax.transAxes,
+              va="center")

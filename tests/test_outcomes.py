@@ -1,0 +1,171 @@
+"""Outcomes and statistics: hand-made trials, figures reckoned by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import assert_inside
+
+from hapo_lab.baselines import METHODS
+from hapo_lab.experiments.outcomes import Outcome, by_method, read, write
+from hapo_lab.experiments.statistics import (
+    Estimate,
+    band,
+    improvements,
+    interquartile_means,
+    median_to,
+    profiles,
+    scores,
+    verdict,
+)
+from hapo_lab.pictures.comparison import budget_figure, interval_figure, profile_figure, report, table, teacher_figure
+from hapo_lab.pictures.style import to_png
+from hapo_lab.reproducibility.catalogue import method_described
+
+
+def outcome(method="hapo", seed=0, success=0.5, task="sums", tested=True, reaches=3, steps=4, failed=""):
+    """Success climbs to 0.9 on validation problems at step `reaches`; each step samples 100 tokens and trains 10."""
+    each = {"length": 20.0, "tokens_sampled": 100.0, "tokens_trained": 10.0, "seconds": 0.5}
+    curves = {name: [value] * steps for name, value in each.items()} | {
+        "reward": [0.1 * i for i in range(steps)], "teacher_samples": [8.0, 4.0, 2.0, 0.0][:steps]}
+    return Outcome(task, method, METHODS[method].name, seed, 2e-3, planned=4, curves=curves, failed=failed,
+                   manifest={"method": method_described(METHODS[method])},
+                   validation=[[step, 0.9 if step >= reaches else 0.2] for step in range(1, steps + 1)],
+                   test={"held out": {"a": success, "b": success}} if tested else {})
+
+
+def runs(**successes):
+    """Method -> its runs' success, a seed each."""
+    return [outcome(method, seed, success) for method, row in successes.items() for seed, success in enumerate(row)]
+
+
+# outcomes ----------------------------------------------------------------------------------------------------------
+
+
+def test_budgets_add_up_and_what_sft_samples_is_free():
+    one, sft = outcome(), outcome("sft")
+    assert one.budget("steps").tolist() == [0, 1, 2, 3, 4] and one.budget("teacher_samples").tolist() == [0, 8, 12, 14, 14]
+    assert one.budget("tokens_sampled")[-1] == 400 and sft.budget("tokens_sampled")[-1] == 0
+    assert sft.budget("tokens_trained")[-1] == 40
+
+
+def test_the_price_of_a_level_is_what_was_spent_when_it_was_first_measured():
+    assert outcome(reaches=3).reached(0.8, "teacher_samples") == (14, True)
+    assert outcome(reaches=9).reached(0.8, "tokens_sampled") == (400, False)
+
+
+def test_before_the_test_problems_are_looked_at_success_is_the_last_validation():
+    assert outcome(success=0.7).success() == 0.7 and outcome(tested=False).success() == 0.9
+
+
+def test_outcomes_survive_their_file(tmp_path):
+    found = runs(hapo=[0.5, 0.6], grpo=[0.1])
+    write(found, tmp_path / "a.jsonl.gz")
+    write(found, tmp_path / "b.jsonl.gz")
+    assert read(tmp_path / "a.jsonl.gz") == found
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+
+
+def test_what_failed_or_goes_on_counts_in_no_figure():
+    found = [*runs(hapo=[0.5, 0.6]), outcome("hapo", 2, failed="no memory"), outcome("grpo", 0, steps=2)]
+    assert [(name, len(mine)) for name, mine in by_method(found)] == [("HAPO", 2)]
+    assert {name: x.tolist() for name, x in scores(found).items()} == {"HAPO": [[0.5], [0.6]]}
+
+
+def test_a_seed_that_misses_a_task_is_left_out():
+    found = [outcome(seed=0), outcome(seed=1), outcome(seed=0, task="dates", success=0.7)]
+    assert scores(found)["HAPO"].tolist() == [[0.5, 0.7]]
+
+
+# statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_the_interquartile_mean_is_the_middle_halfs():
+    """Of 0, .1, ..., .7 the middle half is .2 to .5."""
+    found = interquartile_means({"HAPO": np.arange(8)[:, None] / 10})["HAPO"]
+    assert found.value == pytest.approx(0.35) and 0 <= found.low < 0.35 < found.high <= 0.7
+    assert interquartile_means({"HAPO": np.arange(8)[:, None] / 10})["HAPO"] == found  # the same resamples
+
+
+def test_the_probability_of_improvement_counts_pairs():
+    """Of the nine pairs of (1, 2, 5) and (0, 3, 4), the first wins four: 1 > 0, 2 > 0, and 5 > 0, 3, 4; that is five."""
+    x, y = (np.array(row)[:, None] / 10 for row in ((1, 2, 5), (0, 3, 4)))
+    found = improvements({"a": x, "b": y}, over="b")
+    assert list(found) == ["a"] and found["a"].value == pytest.approx(5 / 9)
+
+
+def test_runs_that_do_not_overlap_are_told_apart_and_the_same_runs_are_not():
+    table = {"a": np.array([[0.6], [0.7], [0.8], [0.9]]), "b": np.array([[0.1], [0.2], [0.3], [0.4]])}
+    assert improvements(table, "b")["a"] == Estimate(1, 1, 1)
+    assert improvements({"a": table["a"], "b": table["a"]}, "b")["a"].value == 0.5
+
+
+@pytest.mark.parametrize(("estimate", "runs", "word"), [
+    (Estimate(0.9, 0.51, 1), 10, "better"), (Estimate(0.1, 0, 0.49), 10, "worse"),
+    (Estimate(0.9, 0.5, 1), 10, "not told apart"),
+    (Estimate(0.4, 0.2, 0.6), 10, "not told apart"), (Estimate(1, 1, 1), 3, "too few runs")])
+def test_a_verdict_says_what_the_interval_carries(estimate, runs, word):
+    assert verdict(estimate, runs) == word
+
+
+def test_a_profile_is_the_share_of_runs_above_a_level():
+    share, (low, high) = profiles({"a": np.array([[0.2], [0.4], [0.6], [0.8]])}, np.array([0.0, 0.5, 0.9]))["a"]
+    assert share.tolist() == [1, 0.5, 0] and low[1] < 0.5 < high[1]
+
+
+def test_the_median_price_counts_runs_that_never_paid_it_as_censored():
+    """Reached at 1, 2 and 4; one never in four steps: half had reached it at 2. With two that never do, of three: never."""
+    found = [outcome(seed=i, reaches=r) for i, r in enumerate((1, 2, 4, 9))]
+    assert median_to(found, 0.8, "steps") == 2
+    assert median_to([found[0], found[3], replace(found[3], seed=9)], 0.8, "steps") == np.inf
+    assert median_to([found[3]], 0.8, "steps") == np.inf
+
+
+def test_a_band_is_students_t():
+    """Of 0 and 1 the mean is .5, the standard error .5, and t with one degree of freedom 12.706."""
+    mean, low, high = band([[0.0], [1.0]])
+    assert mean[0] == 0.5 and (low[0], high[0]) == pytest.approx((0.5 - 12.706 / 2, 0.5 + 12.706 / 2), abs=1e-3)
+    assert np.isnan(band([[0.3]])[1]).all()
+
+
+# table and pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four():
+    rng = np.random.default_rng(0)
+    return runs(hapo=rng.uniform(0.8, 0.95, 5), luffy_matched=rng.uniform(0.8, 0.95, 5), grpo=[0.0] * 5,
+                sft=rng.uniform(0.5, 0.8, 5))
+
+
+def test_the_table_has_a_row_per_method_with_its_verdict(four):
+    rows = [[cell.strip() for cell in row.split("|")] for row in table(four)]
+    assert [(row[1], row[6]) for row in rows[2:]] == [
+        ("HAPO", ""), ("LUFFY, HAPO's conventions", "not told apart"), ("GRPO", "worse"), ("SFT", "worse")]
+    assert rows[2][7:12] == ["3", "300", "30", "2", "14"]
+
+
+@pytest.mark.parametrize("draw", [budget_figure, interval_figure, profile_figure,
+                                  lambda found: teacher_figure(found, ("hapo", "luffy_matched"))])
+def test_nothing_leaves_a_picture(four, draw):
+    figure = draw(four)
+    to_png(figure)  # where texts stand is known once they are drawn
+    assert_inside(figure)
+
+
+def test_a_report_works_on_whatever_there_is(four, tmp_path):
+    some = [replace(o, test={}) for o in (four[0], outcome("sft", 3, failed="killed by SIGKILL"), outcome("grpo", steps=2))]
+    files = report(some, tmp_path)
+    assert all(file.stat().st_size for file in files) and len(files) == 5
+    text = (tmp_path / "table.md").read_text()
+    assert "Nobody has looked at the test problems" in text
+    assert "- sums, sft, seed 3: killed by SIGKILL" in text and "- sums, grpo, seed 0: under way" in text
+    with pytest.raises(ValueError, match="no trial has finished"):
+        report(some[1:], tmp_path)
+
+
+def test_the_csv_holds_every_trial(four, tmp_path):
+    report(four, tmp_path)
+    lines = (tmp_path / "trials.csv").read_text().splitlines()
+    assert len(lines) == 21
+    assert lines[0].endswith("validation,held out,steps,tokens_sampled,tokens_trained,seconds,teacher_samples")
