@@ -2,24 +2,29 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_durable import contents
 
+from hapo_lab.baselines import METHODS
 from hapo_lab.experiments.experiment import Experiment, TaskSpec, Trial, from_description, load_experiment
 from hapo_lab.experiments.processes import chosen, examine, finished, prepare, run
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import log_probability
 from hapo_lab.methods import GRPO, HAPO, SFT
+from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import TINY
 
+ROOT = Path(__file__).resolve().parent.parent
 SHORT = replace(TINY, steps=4, prompts=2, group_size=4, eval_every=2, eval_samples=1, save_every=2)
 TWO = Experiment("two", "nothing in four steps", {"hapo": HAPO, "sft": SFT}, {"sums": TaskSpec("sums")}, (0, 1), config=SHORT,
                  validation=4)
@@ -229,3 +234,23 @@ def test_ctrl_c_kills_and_a_lost_parent_change_nothing_in_the_end(tmp_path):
     assert run(long, folder, processes=2) == []  # waits for what its lost parent left behind
     for name in kept:
         assert contents(folder / "trials" / name) == contents(tmp_path / "whole" / "trials" / name)
+
+
+@pytest.mark.parametrize("file", sorted((DATA / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_kits_own_experiments_are_whole(file):
+    experiment = load_experiment(file)
+    assert len(experiment.seeds) >= (10 if experiment.model == "tiny" else 5) and experiment.name == file.stem
+    for key in experiment.tasks:
+        assert experiment.task(key).heldout
+    assert len({method.name for method in experiment.methods.values()}) == len(experiment.methods)
+
+
+def test_the_page_shows_a_file_that_works(tmp_path):
+    shown = re.search(r"```toml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(), re.S)[1]
+    experiment = load_experiment(written(tmp_path, shown))
+    assert list(experiment.methods) == ["hapo", "grpo", "strict"] and experiment.steps == {"grpo": 120}
+
+
+def test_the_pages_list_of_methods_is_complete():
+    page = (ROOT / "docs" / "experiments.md").read_text().partition("## Methods")[2]
+    assert re.findall(r"^\| `(\w+)`", page, re.M) == list(METHODS)
