@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import PROBLEM, teach_alone
 
+from hapo_lab.baselines import CHORD_PHI, HPT, RLOO
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import AlwaysGate, HardGate, NeverGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
@@ -22,7 +23,9 @@ PLAIN = {"scale": "none", "aggregation": "dapo", "entropy_bonus": 0.0}
 """One set of conventions, so that nothing but the teacher differs."""
 METHODS = [GRPO, HAPO, LUFFY, SFT, replace(HAPO, gate=HardGate(), scale="none"), replace(HAPO, gate=AlwaysGate()),
            replace(HAPO, gate=BetaGate(threshold=.5), shaping=log_probability, aggregation="grpo"),
-           replace(LUFFY, scale="std", shaping=sqrt, aggregation="dr_grpo", entropy_bonus=.3)]
+           replace(LUFFY, scale="std", shaping=sqrt, aggregation="dr_grpo", entropy_bonus=.3),
+           replace(HAPO, name="extra", seat="extra"), replace(HAPO, name="own", seat="extra", compared="students"),
+           RLOO, replace(HPT, entropy_bonus=0.0), CHORD_PHI]
 LOGITS, SUCCESS = [.3, -1.2, .8], [.9, .4, 0.]
 
 
