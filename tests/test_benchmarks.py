@@ -77,6 +77,7 @@ def test_the_pages_tables_are_those_of_the_results(benchmark):
     assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed
     assert "\n".join(benchmark("to_success").table()) in success
     assert "\n".join(benchmark("purity_runs").table()) in purity
+    assert "\n".join(benchmark("seats").table()) in purity
     assert all("\n".join(table) in (ROOT / "docs" / "tasks.md").read_text() for table in benchmark("tasks").tables())
 
 
