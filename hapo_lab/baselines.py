@@ -66,6 +66,16 @@ four rollouts; here each prompt brings its own."""
 CHORD_PHI = replace(CHORD, name="CHORD-phi", imitation=0.1, shaping=uncertain)
 """mu stays at 0.1, and a demonstration's token is weighted by p (1 - p)."""
 
+AMPO = Method("AMPO", gate=HardGate(), teachers=2, scale="none", aggregation="luffy", entropy_bonus=0.001)
+"""Where all rollouts of a prompt failed, two of them give their seats to two teachers (arXiv 2510.02227; its released script).
+
+Readers disagree about when it injects. The README says "only upon complete on-policy failure"; the code injects where the share
+of right rollouts is below 1 / n, which is the same, and then replaces as many failures as there are teachers, two at most. The
+script's conventions: no std, clip 0.2, F = p / (p + 0.1), tokens over the length limit, entropy bonus 0.001. It chooses the two
+among four by the probability of the answer after each; here a problem's first two are taken. Tasks whose problems have one
+demonstration at most are refused.
+"""
+
 # HAPO with one part exchanged --------------------------------------------------------------------------------------
 
 LUFFY_MATCHED = replace(HAPO, name="LUFFY, HAPO's conventions", gate=NeverGate(), teacher_seats=1)
@@ -98,7 +108,7 @@ FALLING_BAR = replace(HAPO, name="HAPO, falling bar", gate=SuccessAnnealedGate()
 
 METHODS = {"hapo": HAPO, "grpo": GRPO, "luffy": LUFFY, "sft": SFT, "luffy_matched": LUFFY_MATCHED, "always": ALWAYS,
            "hard": HARD, "hapo_kl": HAPO_KL, "dr_grpo": DR_GRPO, "dapo": DAPO, "gspo": GSPO, "rloo": RLOO,
-           "sft_grpo": SFT_THEN_GRPO, "hpt": HPT, "relift": RELIFT, "chord": CHORD, "chord_phi": CHORD_PHI,
+           "sft_grpo": SFT_THEN_GRPO, "hpt": HPT, "relift": RELIFT, "chord": CHORD, "chord_phi": CHORD_PHI, "ampo": AMPO,
            "hapo_extra": EXTRA_SEAT, "hapo_own": OWN_STATISTICS, "hapo_falling": FALLING_BAR}
 """By name, for the command line.
 

@@ -15,7 +15,7 @@ import torch
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import Gate, NeverGate
 from hapo_lab.loss import Shaping, aggregation_weights, group_advantages, log_probability, ratio
-from hapo_lab.ssi import Group, Rollout, extra_seat, synthetic_success_injection
+from hapo_lab.ssi import Group, Rollout, extra_seat, several_seats
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Method:
     seat: str = "replace"
     """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to a seat more. "alone": to a
     seat more, imitated in a token mean of its own, and the group's students teach nothing. "aside": to no seat, see `aside`."""
+    teachers: int = 1
+    """With seat "replace": how many demonstrations the gate gives to a group at most, each in the seat of a failure (AMPO)."""
     teacher_seats: int = 0
     """1: a seat of every group is the demonstration's, and one rollout less is sampled (LUFFY)."""
     aside: float = 0.0
@@ -94,6 +96,9 @@ class Method:
         for name, known in (("seat", ("replace", "extra", "alone", "aside")), ("compared", ("group", "students"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"method {self.name!r}: {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        if self.teachers < 1 or (self.teachers > 1 and self.seat != "replace"):
+            raise ValueError(f"method {self.name!r}: {self.teachers} teachers; it must be at least 1, and with seat "
+                             f"{self.seat!r} no more.")
         if (self.seat == "aside") != (self.aside > 0):
             raise ValueError(f"method {self.name!r}: seat 'aside' and `aside`, how many demonstrations make an "
                              "update, go together: set both or none.")
@@ -189,26 +194,29 @@ def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[f
             for g, belief, decision in zip(groups, beliefs, decisions.tolist(), strict=True)], state
 
 
-def teach(method: Method, group: Group, demonstration: Rollout | None, max_length: int | None = None) -> Group:
+def teach(method: Method, group: Group, demonstration: Rollout | None, max_length: int | None = None,
+          others: Sequence[Rollout] = ()) -> Group:
     """From a group that the gate has judged to the group that the update sees: SSI, reserved seats, advantages.
 
     Without a demonstration the group keeps its rollouts; its advantages are filled in. `max_length`: the completion limit in
-    tokens, for a method with `overlong`.
+    tokens, for a method with `overlong`. `others`: of further teachers, for a method that takes several.
     """
     if demonstration is not None:
         if group.decision:
-            group = seated(method, group, demonstration)
+            group = seated(method, group, demonstration, others)
         seats = (replace(demonstration, teacher=True),) * method.teacher_seats
         group = replace(group, rollouts=group.rollouts + seats)
     rewards = group.rewards - overlong_penalty(method, group, max_length)
     return replace(group, advantages=method.advantages(rewards, group.teacher_mask))
 
 
-def seated(method: Method, group: Group, demonstration: Rollout) -> Group:
+def seated(method: Method, group: Group, demonstration: Rollout, others: Sequence[Rollout] = ()) -> Group:
     """The group with the demonstration where the method puts it when its gate has opened."""
     if method.seat == "aside":
         return group
-    return (synthetic_success_injection if method.seat == "replace" else extra_seat)(group, demonstration)
+    if method.seat != "replace":
+        return extra_seat(group, demonstration)
+    return several_seats(group, [demonstration, *others][:method.teachers])
 
 
 def overlong_penalty(method: Method, group: Group, max_length: int | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -60,6 +61,8 @@ class Group:
     """The seat that the gate gave to the teacher; -1: none."""
     removed: Rollout | None = None
     """The rollout that sat there; None for a seat beyond the sampled ones."""
+    more: tuple[tuple[int, Rollout], ...] = ()
+    """Further seats that the gate gave to teachers, and the rollouts that sat there."""
     advantages: torch.Tensor | None = None
     """(N,): one number a rollout."""
 
@@ -77,8 +80,9 @@ class Group:
     def sampled(self) -> tuple[Rollout, ...]:
         """The policy's own rollouts, the replaced one in its seat: all that the student's metrics may see."""
         seats = list(self.rollouts)
-        if self.removed:
-            seats[self.replaced] = self.removed
+        for seat, rollout in ((self.replaced, self.removed), *self.more):
+            if rollout:
+                seats[seat] = rollout
         return tuple(r for r in seats if not r.teacher)
 
     @property
@@ -120,6 +124,25 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     """
     seat = int(group.rewards.argmin())  # argmin: the first of equals
     return _seated(group, demonstration, seat, group.rollouts[seat])
+
+
+def several_seats(group: Group, demonstrations: Sequence[Rollout]) -> Group:
+    """SSI with several demonstrations: each takes the seat of a failure, as long as there are some (AMPO).
+
+    >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63", "57")))
+    >>> after = several_seats(group, [Rollout((5, 6, 2), "56", 1.0), Rollout((5, 6, 6, 2), "It is 56", 1.0)])
+    >>> [r.text for r in after.rollouts], [r.text for r in after.sampled]
+    (['56', 'It is 56', '57'], ['54', '63', '57'])
+    """
+    first, *others = demonstrations
+    after = synthetic_success_injection(group, first)
+    for demonstration in others:
+        if after.rewards.min() == 1:
+            break
+        again = synthetic_success_injection(replace(after, replaced=-1), demonstration)
+        after = replace(again, replaced=after.replaced, removed=after.removed,
+                        more=(*after.more, (again.replaced, again.removed)))
+    return after
 
 
 def extra_seat(group: Group, demonstration: Rollout) -> Group:

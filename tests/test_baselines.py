@@ -13,6 +13,7 @@ from test_learner import CONFIG, moved, sampled, taught
 
 from hapo_lab.baselines import (
     ALWAYS,
+    AMPO,
     CHORD,
     CHORD_PHI,
     DAPO,
@@ -30,10 +31,12 @@ from hapo_lab.engines.protocol import Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.gates import AlwaysGate, HardGate
 from hapo_lab.loss import group_advantages, hapo_loss, k3
-from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, Decay, Method, teach
+from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT, Decay, Method, judge, teach
 from hapo_lab.policy.models import load_policy
 from hapo_lab.reproducibility.catalogue import method_described, method_from
-from hapo_lab.ssi import extra_seat
+from hapo_lab.runs.log import RunLog
+from hapo_lab.ssi import extra_seat, several_seats
+from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Verdict
 from hapo_lab.training.learner import Learner
 from hapo_lab.training.trainer import Trainer, resume
@@ -180,6 +183,7 @@ def test_students_compared_among_themselves_keep_their_own_advantages(group_of, 
 @pytest.mark.parametrize(("change", "words"), [
     ({"seat": "beside"}, "seat is 'beside'; choose one of replace, extra, alone, aside"),
     ({"compared": "all"}, "compared is 'all'; choose one of group, students"),
+    ({"teachers": 2, "seat": "extra"}, "2 teachers; it must be at least 1, and with seat 'extra' no more"),
     ({"seat": "aside"}, "go together"), ({"aside": 3}, "go together")])
 def test_a_method_that_means_nothing_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
@@ -220,6 +224,36 @@ def test_a_decay_is_of_the_run_and_not_of_the_step():
     decay = Decay(1.0, 0.0)
     assert decay(0) == 1 and decay(1) == pytest.approx(0) and decay(2) == pytest.approx(0)
     assert decay(0.25) == pytest.approx((1 + 2 ** -0.5) / 2)
+
+
+def test_ampo_gives_two_failures_seats_to_two_teachers_where_all_failed(group_of, demonstration):
+    other = replace(demonstration, text="It is 56", ids=(9, 56, 2))
+    (judged,), _ = judge(AMPO.gate, [group_of([0, 0, 0, 0])], {}, [0.5])
+    after = teach(AMPO, judged, demonstration, others=[other, demonstration])
+    assert after.teacher_mask.tolist() == [True, True, False, False] and after.rollouts[1].text == "It is 56"
+    assert after.advantages.tolist() == [0.5, 0.5, -0.5, -0.5]
+    assert after.sampled == judged.rollouts and after.successes == 0
+    (mixed,), _ = judge(AMPO.gate, [group_of([1, 0, 0, 0])], {}, [0.5])
+    assert not teach(AMPO, mixed, demonstration, others=[other]).teacher_mask.any()
+
+
+def test_several_teachers_take_no_success_away(group_of, demonstration):
+    after = several_seats(group_of([1, 0, 1]), [demonstration] * 3)
+    assert after.teacher_mask.tolist() == [False, True, False] and len(after.sampled) == 3
+
+
+def test_ampo_needs_several_demonstrations(fresh, sums):
+    with pytest.raises(ValueError, match="AMPO takes several demonstrations a problem, and task 'sums' has one at most"):
+        Trainer(fresh, sums, AMPO, SMALL)
+    record, = Trainer(fresh, load_task("sums_teachers"), AMPO, replace(SMALL, steps=1))
+    assert record.teacher_samples == 4 and record.successes == (0, 0) and record.reward == 0
+
+
+def test_what_several_teachers_replaced_is_in_the_log(fresh, tmp_path):
+    trainer = Trainer(fresh, load_task("sums_teachers"), AMPO, replace(SMALL, steps=1), folder=tmp_path)
+    list(trainer)
+    for group in RunLog.load(tmp_path).groups_of(1):
+        assert len(group.sampled) == 4 and not any(r.teacher for r in group.sampled) and len(group.more) == 1
 
 
 # in training -------------------------------------------------------------------------------------------------------
@@ -290,7 +324,8 @@ def test_a_kl_penalty_trains_dead_groups_too(fresh, sums):
 def test_every_method_trains_and_can_be_rebuilt(fresh, sums, name):
     method = METHODS[name]
     assert method_from(json.loads(json.dumps(method_described(method)))) == method
-    records = list(Trainer(fresh, sums, method, replace(SMALL, steps=2)))
+    task = load_task("sums_teachers") if method.teachers > 1 else sums
+    records = list(Trainer(fresh, task, method, replace(SMALL, steps=2)))
     assert all(record.loss is None or isfinite(record.loss) for record in records)
 
 

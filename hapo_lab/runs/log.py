@@ -256,7 +256,8 @@ class RunLog:
 def _group_row(step: int, group: Group) -> dict:
     return {"step": step, "problem": problem_row(group.problem), "replaced": group.replaced,
             "advantages": known(group.advantages).tolist(), "rollouts": [_rollout_row(r) for r in group.rollouts],
-            "removed": group.removed and _rollout_row(group.removed)}
+            "removed": group.removed and _rollout_row(group.removed)} | (
+                {"more": [[seat, _rollout_row(rollout)] for seat, rollout in group.more]} if group.more else {})
 
 
 def _rollout_row(rollout: Rollout) -> dict:
@@ -269,6 +270,7 @@ def _group_from(row: dict, posterior: tuple[float, float], decision: bool) -> Gr
                  rollouts=tuple(Rollout(ids=(), **r) for r in row["rollouts"]),
                  posterior=BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)), decision=decision,
                  replaced=row["replaced"], removed=row["removed"] and Rollout(ids=(), **row["removed"]),
+                 more=tuple((seat, Rollout(ids=(), **rollout)) for seat, rollout in row.get("more", ())),
                  advantages=torch.tensor(row["advantages"], dtype=torch.float64))
 
 

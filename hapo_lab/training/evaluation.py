@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from hapo_lab.engines.protocol import Completion, Engine, Sampling
-from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.chat import demonstration_ids, prompt_ids
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility.seeds import derive
@@ -73,6 +73,17 @@ def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
     reason = verdict.reason if completion.finished else f"cut at {len(completion.ids)} tokens"
     return Rollout(completion.ids, completion.text, float(verdict.correct and completion.finished), reason,
                    completion.finished, completion.logps)
+
+
+def demonstrated(policy: Policy, task: Task, problem: Problem, limit: int, most: int = 1) -> list[Rollout]:
+    """The first `most` of a problem's demonstrations as graded rollouts; none that is longer than `limit` tokens."""
+    found = []
+    for text in problem.demonstrations[:most]:
+        ids = demonstration_ids(policy, replace(problem, demonstration=text), limit)
+        if ids is not None:
+            verdict = task.verify(problem, text)
+            found.append(Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True))
+    return found
 
 
 def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,

@@ -17,7 +17,7 @@ from hapo_lab.engines.protocol import Engine, Sampling
 from hapo_lab.gates import Gate, numbers_of, warn_of_size, with_numbers
 from hapo_lab.methods import LESSON, Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
-from hapo_lab.policy.chat import demonstration_ids, prompt_ids
+from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility import parts
@@ -30,7 +30,7 @@ from hapo_lab.runs.record import StepRecord, changed_entries, record_of
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
-from hapo_lab.training.evaluation import evaluate, grade
+from hapo_lab.training.evaluation import demonstrated, evaluate, grade
 from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
 from hapo_lab.training.order import others_for, problems_of
@@ -200,8 +200,9 @@ class Trainer:
         with timed(seconds, "gate"):
             uniforms = gate_uniforms(self.config.seed_of("sampling"), step, len(sampled))
             judged, gate_state = judge(method.gate, sampled, self.gate_state, uniforms)
-            demonstrations = [self.demonstration(g.problem) for g in sampled]
-            groups = [teach(method, g, d, self.sampling.max_new_tokens) for g, d in zip(judged, demonstrations, strict=True)]
+            limit = self.sampling.max_new_tokens
+            shown = [demonstrated(self.policy, self.task, g.problem, limit, method.teachers) for g in sampled]
+            groups = [teach(method, g, d[0] if d else None, limit, d[1:]) for g, d in zip(judged, shown, strict=True)]
             lessons, waiting = self._set_aside(method, groups)
         rate, heldout, kl = learning_rate(self.config, step), None, None
         evaluates = self.config.eval_every and (step % self.config.eval_every == 0 or step == self.log.planned)
@@ -222,7 +223,7 @@ class Trainer:
         record = record_of(
             step, [*sampled, *thrown_away], groups, learning_rate=rate, kl=kl, heldout=heldout, seconds=seconds, **update,
             teacher_samples=sum(int(g.teacher_mask.sum()) for g in (*groups, *lessons)), thrown_away=len(thrown_away),
-            dead_before=sum(g.dead for g in sampled), without_demonstration=demonstrations.count(None),
+            dead_before=sum(g.dead for g in sampled), without_demonstration=shown.count([]),
             gate_state=changed_entries(self.gate_state, gate_state))
         return record, groups, gate_state, waiting
 
@@ -286,11 +287,7 @@ class Trainer:
 
     def demonstration(self, problem: Problem) -> Rollout | None:
         """The problem's demonstration as a rollout. None if there is none, or if it is longer than the limit."""
-        text, ids = problem.demonstration, demonstration_ids(self.policy, problem, self.sampling.max_new_tokens)
-        if text is None or ids is None:
-            return None
-        verdict = self.task.verify(problem, text)
-        return Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True)
+        return next(iter(demonstrated(self.policy, self.task, problem, self.sampling.max_new_tokens)), None)
 
     def _check_prompts(self) -> None:
         new = self.sampling.max_new_tokens
@@ -299,7 +296,10 @@ class Trainer:
                 raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
                                  f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
         for problem in self.task.train:
-            demonstration_ids(self.policy, problem, new)
+            demonstrated(self.policy, self.task, problem, new, self.method.teachers)
+        if self.method.teachers > 1 and not any(problem.more_demonstrations for problem in self.task.train):
+            raise ValueError(f"{self.method.name} takes several demonstrations a problem, and task {self.task.name!r} has one "
+                             "at most: add more, or choose another method.")
 
     @property
     def _next(self) -> int:
