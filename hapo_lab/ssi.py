@@ -141,7 +141,7 @@ def several_seats(group: Group, demonstrations: Sequence[Rollout]) -> Group:
             break
         again = synthetic_success_injection(replace(after, replaced=-1), demonstration)
         after = replace(again, replaced=after.replaced, removed=after.removed,
-                        more=(*after.more, (again.replaced, again.removed)))
+                        more=(*after.more, (again.replaced, known(again.removed))))
     return after
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import PROBLEM, teach_alone
 
-from hapo_lab.baselines import CHORD_PHI, HPT, RLOO
+from hapo_lab.baselines import AMPO, CHORD_PHI, HPT, RELIFT, RLOO
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import AlwaysGate, HardGate, NeverGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
@@ -104,6 +104,12 @@ def test_the_slope_of_a_shaping_is_its_derivative(shaping):
     x, h = torch.tensor([-6., -2., -.1], dtype=torch.float64), 1e-5
     assert slope(shaping, x.tolist()) == pytest.approx(((shaping(x + h) - shaping(x - h)) / (2 * h)).numpy(), rel=1e-6)
     assert slope(ratio(.1), [-.1, -2, -6]) == pytest.approx([.0896146378, .2443638431, .0236029046], rel=1e-8)  # PAPER
+
+
+@pytest.mark.parametrize(("method", "part"), [(AMPO, "teachers"), (RELIFT, "aside"), (replace(HAPO, kl=0.1), "kl")])
+def test_a_method_that_the_theory_does_not_hold_is_refused(method, part):
+    with pytest.raises(ValueError, match=f"has {part}, which the exact theory does not hold"):
+        expected_gradient(LOGITS, SUCCESS, 3, method, 0)
 
 
 # the parts of the bias

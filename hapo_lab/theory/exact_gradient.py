@@ -323,6 +323,8 @@ def _chances(method: Method, mu: float, trials: int, visit: int) -> np.ndarray:
 
 
 def _one_teacher(method: Method, chances: np.ndarray) -> np.ndarray:
+    if beyond := [part for part in ("teachers", "aside", "kl") if getattr(method, part) > (part == "teachers")]:
+        raise ValueError(f"exact_gradient: {method.name} has {' and '.join(beyond)}, which the exact theory does not hold.")
     if method.teacher_seats and chances.any():
         raise ValueError(f"exact_gradient: {method.name} reserves a seat for the teacher and has a gate that may open; "
                          "the bias can be taken apart for one of the two only.")
