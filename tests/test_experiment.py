@@ -98,6 +98,7 @@ def test_test_problems_never_reach_a_trial():
     (("seeds = 2", "seeds = 2\n[config]\nsteps = 0"), "steps is 0"),
     (("seeds = 2", "seeds = 2\n[steps]\nsft = 3"), "steps are given for sft; its methods are hapo, grpo"),
     (('expected = "HAPO learns, GRPO does not"', ""), "'expected' is missing: write down what you expect before you run it"),
+    (("seeds = 2", 'seeds = 2\ntrack = ["paper"]'), "unknown tracker 'paper'"),
     (("seeds = 2", "seeds ="), "can't be read")])
 def test_wrong_input_is_one_sentence(tmp_path, change, words):
     with pytest.raises(ValueError, match=words) as refused:
@@ -160,6 +161,16 @@ def test_rates_are_chosen_by_validation_and_ties_go_to_the_smaller(ran):
         found = {r: [s.heldout for s in RunLog.load(folder / Trial(task, method, 7, r, tuning=True).name).steps
                      if s.heldout is not None][1:] for r in experiment.rates}
         assert rate == max(sorted(found), key=lambda r, found=found: sum(found[r]))
+
+
+def test_figures_go_where_the_file_asks(tmp_path):
+    (tmp_path / "mine.py").write_text("""
+def note(log):
+    return lambda record: open(log.path("noted.txt"), "a").write(f"{record.step} ")
+""")
+    one = replace(TWO, methods={"hapo": HAPO}, seeds=(0,), track=(f"{tmp_path / 'mine.py'}:note",))
+    assert run(one, tmp_path / "run") == []
+    assert (tmp_path / "run" / "trials" / "sums-hapo-0" / "noted.txt").read_text() == "1 2 3 4 "
 
 
 def test_test_problems_are_looked_at_once(ran):

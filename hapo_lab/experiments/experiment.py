@@ -16,9 +16,12 @@ from hapo_lab.methods import Method
 from hapo_lab.reproducibility import disk, parts
 from hapo_lab.reproducibility.catalogue import PARTS, get_gate, get_method, get_shaping, method_described, method_from
 from hapo_lab.reproducibility.seeds import derive
+from hapo_lab.runs.trackers import get_trackers
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Task, with_demonstrations
 from hapo_lab.training.config import TINY, Config
+
+_LISTS = ("seeds", "rates", "tuning_seeds", "track")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Experiment:
     """Method -> another number of steps than the config's."""
     engine: str = "transformers"
     """See `Trainer`."""
+    track: tuple[str, ...] = ()
+    """Where each step's figures go as well: see `runs.trackers`."""
 
     def __post_init__(self) -> None:
         say = f"experiment {self.name!r}"
@@ -107,6 +112,7 @@ class Experiment:
                              "seeds than they are judged by.")
         if bool(self.rates) != bool(self.tuning_seeds):
             raise ValueError(f"{say}: rates to choose from and seeds to choose by go together; it has one of the two.")
+        get_trackers(self.track)  # an unknown one says so now
         if unknown := sorted(self.steps.keys() - self.methods.keys()):
             raise ValueError(f"{say}: steps are given for {', '.join(unknown)}; its methods are {', '.join(self.methods)}.")
 
@@ -142,8 +148,7 @@ class Experiment:
         return {f.name: getattr(self, f.name) for f in fields(self)} | {
             "methods": {key: method_described(method) for key, method in self.methods.items()},
             "tasks": {key: asdict(spec) for key, spec in self.tasks.items()}, "config": asdict(self.config),
-            "seeds": list(self.seeds), "rates": list(self.rates), "tuning_seeds": list(self.tuning_seeds),
-            "steps": dict(self.steps)}
+            "steps": dict(self.steps), **{name: list(getattr(self, name)) for name in _LISTS}}
 
     def differs(self, other: dict) -> list[str]:
         """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
@@ -151,7 +156,8 @@ class Experiment:
         mine = self.described()
         common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
         pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
-        pairs |= {name: (other.get(name), mine[name]) for name in mine if name not in ("methods", "tasks", "seeds", "steps")}
+        pairs |= {name: (other.get(name), mine[name]) for name in mine
+                  if name not in ("methods", "tasks", "seeds", "steps", "track")}
         pairs |= {f"steps of {key}": (other["steps"].get(key), mine["steps"].get(key)) for key in common["methods"]}
         return [name for name, (there, here) in pairs.items() if there != here]
 
@@ -161,7 +167,7 @@ def from_description(described: dict) -> Experiment:
     return Experiment(**described | {
         "methods": {key: method_from(method) for key, method in described["methods"].items()},
         "tasks": {key: TaskSpec(**spec) for key, spec in described["tasks"].items()}, "config": Config(**described["config"]),
-        **{name: tuple(described[name]) for name in ("seeds", "rates", "tuning_seeds")}})
+        **{name: tuple(described[name]) for name in _LISTS}})
 
 
 # from a file -------------------------------------------------------------------------------------------------------
@@ -206,7 +212,7 @@ def _from_table(table: dict, stem: str) -> Experiment:
         "methods": {key: _method(key, given) for key, given in _keyed(table["methods"], "methods")},
         "tasks": {key: _task(key, given) for key, given in _keyed(table["tasks"], "tasks")},
         "config": replace(usual, **changes), "seeds": _seeds(table["seeds"], 0), "rates": tuple(tuning.get("rates", ())),
-        "tuning_seeds": _seeds(tuning.get("seeds", ()), 1000)})
+        "tuning_seeds": _seeds(tuning.get("seeds", ()), 1000), "track": tuple(table.get("track", ()))})
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.progress import mean_of
+from hapo_lab.runs.trackers import get_trackers, tracking
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.problem import Problem
@@ -139,9 +140,10 @@ def train(experiment: Experiment, trial: Trial, run: Path) -> None:
     trainer = Trainer(load_policy(experiment.model, seed=trial.seed), experiment.task(trial.task),
                       experiment.methods[trial.method], experiment.config_of(trial), folder=run, resume=True,
                       engine=experiment.engine)
+    track = tracking(get_trackers(experiment.track), trainer.log)
     _when_the_parent_is_gone(trainer.stop)
-    for _ in trainer:
-        pass
+    for record in trainer:
+        track(record)
     if len(trainer.log.steps) == trainer.log.planned:
         trainer.save_adapter()
 
