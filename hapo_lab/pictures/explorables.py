@@ -262,7 +262,8 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
     return figure, numbers
 
 
-_NAMES = {"ratio": "p / (p + {:.2g})", "probability": "p", "sqrt": "sqrt p", "log_probability": "log p"}
+_NAMES = {"ratio": "p / (p + {:.2g})", "probability": "p", "sqrt": "sqrt p", "log_probability": "log p",
+          "uncertain": "p - p² / 2"}
 
 
 def value_and_gradient(objective: Callable[[torch.Tensor], torch.Tensor], p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
