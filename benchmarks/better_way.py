@@ -4,8 +4,9 @@
 
 Three actions: the teacher's succeeds with probability 0.8, another with 0.9, the third never. A softmax policy begins at logits
 -4, -5 and 2, so it fails at first. In each of 20,000 steps of size 1 a run draws a group of 8, and its rewards. There are 100
-runs per method, without std. Expected, before the runs: the exact theory's values within 0.01, since luck only adds noise to a drift
-that is known.
+runs per method, without std.
+
+Expected, before the runs: the exact theory's values within 0.01, since luck only adds noise to a drift that is known.
 """
 
 from __future__ import annotations
