@@ -102,7 +102,8 @@ def test_luffys_shaping_has_its_reference_values(logp, value, slope):
 
 CLOSED_FORMS = {
     "probability": (lambda p: p, lambda p: p), "ratio": (lambda p: p / (p + .1), lambda p: .1 * p / (p + .1)**2),
-    "log_probability": (math.log, lambda p: 1.), "sqrt": (math.sqrt, lambda p: math.sqrt(p) / 2)}
+    "log_probability": (math.log, lambda p: 1.), "sqrt": (math.sqrt, lambda p: math.sqrt(p) / 2),
+    "uncertain": (lambda p: p - p * p / 2, lambda p: p * (1 - p))}
 
 
 @given(logp=st.floats(-30, 0))
