@@ -96,6 +96,7 @@ def test_test_problems_never_reach_a_trial():
     (("seeds = 2", "seeds = 2\n[config]\nbatch = 3"), r"\[config\] has batch"),
     (("seeds = 2", "seeds = 2\n[config]\nseed = 3"), r"\[config\] has seed"),
     (("seeds = 2", "seeds = 2\n[config]\nsteps = 0"), "steps is 0"),
+    (("seeds = 2", "seeds = 2\n[config]\neval_every = 0"), "eval_every is 0"),
     (("seeds = 2", "seeds = 2\n[steps]\nsft = 3"), "steps are given for sft; its methods are hapo, grpo"),
     (('expected = "HAPO learns, GRPO does not"', ""), "'expected' is missing: write down what you expect before you run it"),
     (("seeds = 2", 'seeds = 2\ntrack = ["paper"]'), "unknown tracker 'paper'"),

@@ -63,7 +63,7 @@ class Experiment:
     Raises
     ------
     ValueError
-        Nothing to compare, a seed twice or in both uses, a field that is set for each trial, steps for an unknown method.
+        Nothing to compare, a seed twice or in both uses, no evaluations, steps for an unknown method, an unknown tracker.
 
     Examples
     --------
@@ -112,6 +112,8 @@ class Experiment:
                              "seeds than they are judged by.")
         if bool(self.rates) != bool(self.tuning_seeds):
             raise ValueError(f"{say}: rates to choose from and seeds to choose by go together; it has one of the two.")
+        if not self.config.eval_every:
+            raise ValueError(f"{say}: eval_every is 0, so no trial would measure its success on the way; set it to 5, say.")
         get_trackers(self.track)  # an unknown one says so now
         if unknown := sorted(self.steps.keys() - self.methods.keys()):
             raise ValueError(f"{say}: steps are given for {', '.join(unknown)}; its methods are {', '.join(self.methods)}.")
