@@ -15,6 +15,7 @@ from test_durable import contents
 
 from hapo_lab.baselines import METHODS
 from hapo_lab.experiments.experiment import Experiment, TaskSpec, Trial, from_description, load_experiment
+from hapo_lab.experiments.outcomes import base_success
 from hapo_lab.experiments.processes import chosen, examine, finished, prepare, run
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import log_probability
@@ -181,6 +182,7 @@ def test_test_problems_are_looked_at_once(ran):
     found = json.loads(looked.read_text())
     assert len(found["held out"]) == 40 and {"wordings", "numbers", "order"} <= set(found)
     assert not {p.key for p in experiment.task("sums").train} & set(found["held out"])
+    assert base_success(experiment, folder)["sums"]["held out"] == 0
     before = looked.stat().st_mtime_ns
     assert examine(experiment, folder) == [] and looked.stat().st_mtime_ns == before
     assert not (folder / Trial("sums", "hapo", 7, 1e-3, tuning=True).name / "test.json").exists()

@@ -18,7 +18,15 @@ from hapo_lab.experiments.statistics import (
     scores,
     verdict,
 )
-from hapo_lab.pictures.comparison import budget_figure, interval_figure, profile_figure, report, table, teacher_figure
+from hapo_lab.pictures.comparison import (
+    budget_figure,
+    interval_figure,
+    profile_figure,
+    report,
+    split_table,
+    table,
+    teacher_figure,
+)
 from hapo_lab.pictures.style import to_png
 from hapo_lab.reproducibility.catalogue import method_described
 
@@ -143,6 +151,13 @@ def test_the_table_has_a_row_per_method_with_its_verdict(four):
     assert [(row[1], row[6]) for row in rows[2:]] == [
         ("HAPO", ""), ("LUFFY, HAPO's conventions", "not told apart"), ("GRPO", "worse"), ("SFT", "worse")]
     assert rows[2][7:12] == ["3", "300", "30", "2", "14"]
+
+
+def test_splits_stand_side_by_side_with_the_base(four):
+    rows = split_table([replace(o, test=o.test | {"wordings": {"a": 0.5}}) for o in four], {"sums": {"held out": 0.125}})
+    assert rows[0] == "| success: IQM [95%] | held out | wordings |" and rows[2] == "| the base | 0.125 |  |"
+    assert [row.split(" | ")[0] for row in rows[3:]] == ["| HAPO", "| LUFFY, HAPO's conventions", "| GRPO", "| SFT"]
+    assert all(row.endswith("| 0.500 [0.500, 0.500] |") for row in rows[3:])
 
 
 @pytest.mark.parametrize("draw", [budget_figure, interval_figure, profile_figure,

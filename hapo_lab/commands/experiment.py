@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hapo_lab.experiments.experiment import Experiment, load_experiment
-from hapo_lab.experiments.outcomes import outcomes
+from hapo_lab.experiments.outcomes import base_success, outcomes
 from hapo_lab.experiments.processes import Failure, Stopped, examine, run
 from hapo_lab.pictures.comparison import report
 from hapo_lab.runs.log import runs_folder
@@ -27,8 +27,9 @@ def examine_experiment(args: argparse.Namespace) -> None:
 def report_experiment(args: argparse.Namespace) -> None:
     """Write an experiment's table, CSV and pictures."""
     experiment = load_experiment(args.file)
-    print(f"expected: {experiment.expected}")
-    for path in report(outcomes(experiment, _folder(experiment, args)), args.out or Path("report") / experiment.name):
+    folder, out = _folder(experiment, args), args.out or Path("report") / experiment.name
+    print(f"expected: {experiment.expected.strip()}")
+    for path in report(outcomes(experiment, folder), out, base=base_success(experiment, folder)):
         print(path)
 
 

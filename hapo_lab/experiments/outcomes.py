@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hapo_lab.experiments.experiment import Experiment, Trial
-from hapo_lab.experiments.processes import chosen
+from hapo_lab.experiments.processes import chosen, untrained
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.runs.log import RunLog
@@ -106,6 +106,13 @@ def outcomes(experiment: Experiment, folder: str | Path) -> list[Outcome]:
     """Of an experiment's trials as far as they have come, the tuning ones left out."""
     folder = Path(folder)
     return [found for trial in experiment.trials(chosen(experiment, folder)) if (found := Outcome.of(trial, folder))]
+
+
+def base_success(experiment: Experiment, folder: str | Path) -> dict[str, dict[str, float]]:
+    """Task -> split -> the base model's success; tasks that nobody has looked at are missing."""
+    found = {trial.task: Path(folder) / trial.name / "test.json" for trial in untrained(experiment)}
+    return {task: {split: float(np.mean(list(rates.values()))) for split, rates in json.loads(path.read_text()).items()}
+            for task, path in found.items() if path.exists()}
 
 
 def write(found: Sequence[Outcome], path: Path) -> None:

@@ -103,11 +103,17 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
 
 
 def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
-    """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at."""
+    """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at, and
+    with the base model."""
     folder = Path(folder)
-    trials = [t for t in experiment.trials(chosen(experiment, folder))
-              if finished(folder / t.name) and not (folder / t.name / "test.json").exists()]
+    trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)]
+    trials = [t for t in (*untrained(experiment), *trained) if not (folder / t.name / "test.json").exists()]
     return _all(look, trials, folder, _affordable(experiment.model, processes), "looking at test problems")
+
+
+def untrained(experiment: Experiment) -> list[Trial]:
+    """The base model on each task, as trials that take no step."""
+    return [Trial(task, "base", 0, 0.0) for task in experiment.tasks]
 
 
 def finished(run: Path) -> bool:
@@ -149,10 +155,10 @@ def train(experiment: Experiment, trial: Trial, run: Path) -> None:
 
 
 def look(experiment: Experiment, trial: Trial, run: Path) -> None:
-    """Success of a trial's adapter on the test problems, problem by problem: test.json."""
+    """Success of a trial's adapter, or of the base where it has none, on the test problems, one by one: test.json."""
     spec, found = experiment.tasks[trial.task], {}
     task = load_task(spec.base, experiment.task_seed)
-    policy = load_policy(experiment.model, adapter=run / "adapter")
+    policy = load_policy(experiment.model, adapter=run / "adapter" if finished(run) else None)
     splits: dict[str, tuple[Problem, ...]] = {"held out": task.heldout} | elsewhere(spec.base, experiment.task_seed)
     for split, problems in splits.items():
         result = evaluate(policy, TransformersEngine(policy), task, problems, samples=SAMPLES, seed=trial.seed)

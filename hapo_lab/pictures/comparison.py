@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -133,13 +133,27 @@ def table(found: Sequence[Outcome], over: str = "HAPO") -> list[str]:
     return rows
 
 
-def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO") -> list[Path]:
-    """Write an experiment's table (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
+def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Markdown: success on each split of the test problems, by method; and the base's, the mean over tasks."""
+    splits = list(dict.fromkeys(split for o in found for split in o.test))
+    means = {split: interquartile_means(scores([o for o in found if split in o.test], split)) for split in splits}
+    rows = ["| success: IQM [95%] | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
+    before = [[success[split] for success in base.values() if split in success] for split in splits]
+    rows.append("| the base | " + " | ".join(f"{np.mean(x):.3f}" if x else "" for x in before) + " |")
+    return rows + [f"| {name} | " + " | ".join(str(means[split].get(name, "")) for split in splits) + " |"
+                   for name, _ in by_method(found)]
+
+
+def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO",
+           base: Mapping[str, Mapping[str, float]] | None = None) -> list[Path]:
+    """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
     if not scores(found):
         raise ValueError("no trial has finished: run the experiment first.")
     folder.mkdir(parents=True, exist_ok=True)
     text = table(found, over)
-    if not any(o.test for o in found):
+    if any(o.test for o in found):
+        text += ["", *split_table(found, base or {})]
+    else:
         text.append("\nNobody has looked at the test problems: success is on validation problems, at the last evaluation.")
     if unfinished := [o for o in found if not o.finished]:
         text += ["\nNot finished:"] + [f"- {o.task}, {o.method}, seed {o.seed}: {o.failed or 'under way'}" for o in unfinished]
