@@ -121,8 +121,9 @@ def test_a_folder_of_another_experiment_is_refused_and_a_larger_one_goes_on(tmp_
     prepare(TWO, tmp_path)
     prepare(replace(TWO, seeds=(0, 1, 2), methods={**TWO.methods, "grpo": GRPO}), tmp_path)
     for other in (replace(TWO, config=replace(SHORT, steps=5)), replace(TWO, methods={"hapo": replace(HAPO, kl=0.1)})):
-        with pytest.raises(ValueError, match="holds another experiment: it differs in (config|methods hapo)"):
-            prepare(other, tmp_path)
+        for do in (prepare, run, examine):
+            with pytest.raises(ValueError, match="holds another experiment: it differs in (config|methods hapo)"):
+                do(other, tmp_path)
 
 
 def test_too_many_processes_for_the_memory_are_refused_before_anything_runs(tmp_path, monkeypatch):

@@ -105,10 +105,11 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
 def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
     """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at, and
     with the base model."""
-    folder = Path(folder)
+    folder, processes = Path(folder), _affordable(experiment.model, processes)
+    prepare(experiment, folder)
     trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)]
     trials = [t for t in (*untrained(experiment), *trained) if not (folder / t.name / "test.json").exists()]
-    return _all(look, trials, folder, _affordable(experiment.model, processes), "looking at test problems")
+    return _all(look, trials, folder, processes, "looking at test problems")
 
 
 def untrained(experiment: Experiment) -> list[Trial]:
