@@ -119,6 +119,10 @@ def test_a_wrong_part_of_a_method_is_named(tmp_path, methods, words):
 
 def test_a_folder_of_another_experiment_is_refused_and_a_larger_one_goes_on(tmp_path):
     prepare(TWO, tmp_path)
+    description = tmp_path / "experiment.json"
+    older = json.loads(description.read_text())
+    del older["methods"]["hapo"]["teachers"]  # written before a method had this field
+    description.write_text(json.dumps(older))
     prepare(replace(TWO, seeds=(0, 1, 2), methods={**TWO.methods, "grpo": GRPO}), tmp_path)
     for other in (replace(TWO, config=replace(SHORT, steps=5)), replace(TWO, methods={"hapo": replace(HAPO, kl=0.1)})):
         for do in (prepare, run, examine):

@@ -155,7 +155,8 @@ class Experiment:
     def differs(self, other: dict) -> list[str]:
         """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
         difference."""
-        mine = self.described()
+        mine, default = self.described(), method_described(Method(""))  # for fields that are younger than the description
+        other = other | {"methods": {key: default | method for key, method in other["methods"].items()}}
         common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
         pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
         pairs |= {name: (other.get(name), mine[name]) for name in mine
