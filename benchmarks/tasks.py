@@ -21,15 +21,14 @@ from common import machine, write
 
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import HAPO
-from hapo_lab.policy.chat import demonstration_ids, prompt_ids
-from hapo_lab.policy.logprobs import completion_logprobs
+from hapo_lab.policy.chat import demonstration_ids
 from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.policy import Policy
 from hapo_lab.tasks.builtin import TASKS, load_task
 from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import TINY, Config
-from hapo_lab.training.evaluation import evaluate
+from hapo_lab.training.evaluation import evaluate, token_logps
 from hapo_lab.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
@@ -48,11 +47,8 @@ def foreignness(policy: Policy, task: Task) -> list[dict[str, float]]:
 
 
 def _logps(policy: Policy, shown: list[Problem], limit: int) -> dict[str, float]:
-    rows = []
-    for p in shown:
-        with torch.no_grad():
-            logp, _, mask = completion_logprobs(policy.model, [prompt_ids(policy, p)], [[demonstration_ids(policy, p, limit)]])
-        rows.append(logp[mask])
+    with torch.no_grad():
+        rows = [token_logps(policy, p, [demonstration_ids(policy, p, limit)]) for p in shown]
     return {"logp": torch.cat(rows).mean().item(), "least": torch.stack([row.min() for row in rows]).mean().item()}
 
 

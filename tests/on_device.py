@@ -8,7 +8,10 @@ import torch
 from hapo_lab.baselines import METHODS
 from hapo_lab.commands.doctor import findings
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.methods import HAPO
+from hapo_lab.experiments.experiment import Experiment, TaskSpec
+from hapo_lab.experiments.outcomes import collect
+from hapo_lab.experiments.processes import run
+from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
@@ -38,6 +41,14 @@ def trains_resumes_and_evaluates(folder: str, dtype: str) -> None:
     assert luffy.updated and luffy.teacher_samples == 2
     found = evaluate(loaded, TransformersEngine(loaded), task, task.heldout[:4], samples=2)
     assert 0 <= found.success <= 1
+
+
+def an_experiment_runs(folder: str) -> None:
+    """Two trials at a time, in processes of their own."""
+    small = Experiment("small", "nothing", {"hapo": HAPO, "grpo": GRPO}, {"sums": TaskSpec("sums")}, (0,), validation=8,
+                       config=replace(CONFIG, eval_every=2))
+    assert run(small, folder, processes=2) == []
+    assert all(o.finished for o in collect(small, folder).found)
 
 
 def the_doctor_finds_it(dtype: str) -> None:

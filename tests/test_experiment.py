@@ -14,8 +14,9 @@ import pytest
 from test_durable import contents
 
 from hapo_lab.baselines import METHODS
+from hapo_lab.commands.cli import main
 from hapo_lab.experiments.experiment import Experiment, TaskSpec, Trial, from_description, load_experiment
-from hapo_lab.experiments.outcomes import base_success
+from hapo_lab.experiments.outcomes import collect, packed, read
 from hapo_lab.experiments.processes import chosen, examine, finished, prepare, run
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import log_probability
@@ -184,13 +185,28 @@ def test_test_problems_are_looked_at_once(ran):
     experiment, folder = ran
     assert examine(experiment, folder, processes=2) == []
     looked = folder / "trials" / "sums-hapo-0" / "test.json"
-    found = json.loads(looked.read_text())
+    exam = json.loads(looked.read_text())
+    found, way = exam["success"], exam["way"]
+    assert way["teacher_logp"] < 0 and 0 < way["length"] <= 28 and 0 < way["teacher_length"] <= 28 and "kl" in way
+    assert "kl" not in json.loads((folder / "trials" / "sums-sft-0" / "test.json").read_text())["way"]
     assert len(found["held out"]) == 40 and {"wordings", "numbers", "order"} <= set(found)
     assert not {p.key for p in experiment.task("sums").train} & set(found["held out"])
-    assert base_success(experiment, folder)["sums"]["held out"] == 0
+    assert collect(experiment, folder).base["sums"]["held out"] == 0
     before = looked.stat().st_mtime_ns
     assert examine(experiment, folder) == [] and looked.stat().st_mtime_ns == before
     assert not (folder / Trial("sums", "hapo", 7, 1e-3, tuning=True).name / "test.json").exists()
+
+
+def test_results_that_were_packed_are_reported_when_the_runs_are_gone(ran, tmp_path, monkeypatch, capsys):
+    experiment, folder = ran
+    file = written(tmp_path, FILE.replace("grpo", "sft") + "[tuning]\nrates = [1e-3, 2e-3]\nseeds = [7]\n")
+    main(["experiment", "pack", str(file), "--folder", str(folder)])
+    assert read(packed(file)) == collect(experiment, folder)
+    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path / "none"))
+    main(["experiment", "report", str(file), "--out", str(tmp_path / "report")])
+    assert "this is from" in capsys.readouterr().out and "| SFT | 2 |" in (tmp_path / "report" / "table.md").read_text()
+    with pytest.raises(SystemExit, match="run the experiment"):
+        main(["experiment", "pack", str(file)])
 
 
 def test_a_failing_trial_is_listed_and_tried_again(tmp_path):

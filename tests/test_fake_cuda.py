@@ -94,6 +94,11 @@ def test_tiny_trains_resumes_and_is_evaluated(device, tmp_path, capability, dtyp
     assert done.returncode == 0, done.stderr
 
 
+def test_an_experiment_runs(device, tmp_path):
+    done = python("-c", f"import on_device as o; o.an_experiment_runs({str(tmp_path / 'small')!r})")
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_transfer_it_fails(device, tmp_path):
     """The kit with no `.to(device)` in it."""
     shutil.copytree(ROOT / "data" / "tiny", tmp_path / "data" / "tiny")

@@ -44,7 +44,7 @@ def moved(policy):
     """The policy, its adapter no longer the base's: all matrices have gradients."""
     for i, parameter in enumerate(policy.trainable()):
         if i % 2:
-            parameter.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(i))
+            parameter.data.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(i)))
     return policy
 
 

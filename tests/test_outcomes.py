@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_inside
 
 from hapo_lab.baselines import METHODS
-from hapo_lab.experiments.outcomes import Outcome, by_method, read, write
+from hapo_lab.experiments.outcomes import Outcome, Results, by_method, read, write
 from hapo_lab.experiments.statistics import (
     Estimate,
     band,
@@ -18,14 +18,18 @@ from hapo_lab.experiments.statistics import (
     scores,
     verdict,
 )
+from hapo_lab.notebook import widgets
 from hapo_lab.pictures.comparison import (
     budget_figure,
+    chosen_seeds,
     interval_figure,
     profile_figure,
     report,
     split_table,
+    stories_figure,
     table,
     teacher_figure,
+    way_table,
 )
 from hapo_lab.pictures.style import to_png
 from hapo_lab.reproducibility.catalogue import method_described
@@ -66,8 +70,8 @@ def test_before_the_test_problems_are_looked_at_success_is_the_last_validation()
     assert outcome(success=0.7).success() == 0.7 and outcome(tested=False).success() == 0.9
 
 
-def test_outcomes_survive_their_file(tmp_path):
-    found = runs(hapo=[0.5, 0.6], grpo=[0.1])
+def test_results_survive_their_file(tmp_path):
+    found = Results(runs(hapo=[0.5, 0.6], grpo=[0.1]), {"sums": {"held out": 0.02}})
     write(found, tmp_path / "a.jsonl.gz")
     write(found, tmp_path / "b.jsonl.gz")
     assert read(tmp_path / "a.jsonl.gz") == found
@@ -139,6 +143,9 @@ def test_a_band_is_students_t():
 # table and pictures ------------------------------------------------------------------------------------------------
 
 
+PAIR = ("hapo", "luffy_matched")
+
+
 @pytest.fixture
 def four():
     rng = np.random.default_rng(0)
@@ -161,11 +168,42 @@ def test_splits_stand_side_by_side_with_the_base(four):
 
 
 @pytest.mark.parametrize("draw", [budget_figure, interval_figure, profile_figure,
-                                  lambda found: teacher_figure(found, ("hapo", "luffy_matched"))])
+                                  lambda found: teacher_figure(found, PAIR), lambda found: stories_figure(found, PAIR, (0, 3)),
+                                  lambda found: chosen_seeds(found, PAIR, [0])[0],
+                                  lambda found: chosen_seeds(found, PAIR, range(5))[0]])
 def test_nothing_leaves_a_picture(four, draw):
     figure = draw(four)
     to_png(figure)  # where texts stand is known once they are drawn
     assert_inside(figure)
+
+
+def test_the_interval_moves_with_the_seeds_that_are_chosen():
+    found = runs(hapo=[0.9, 0.8, 0.9, 0.8, 0.1], luffy_matched=[0.5, 0.6, 0.5, 0.6, 0.9], grpo=[0.0] * 5)
+    figure, numbers = chosen_seeds(found, PAIR, range(4))
+    assert numbers["difference"] == pytest.approx(0.3) and 0.2 < numbers["low"] < 0.3 < numbers["high"] < 0.4
+    assert figure.texts[0].get_text() == "HAPO over LUFFY, HAPO's conventions: better"
+    _, numbers = chosen_seeds(found, PAIR, range(5))
+    assert numbers["difference"] == pytest.approx(0.08) and numbers["low"] < 0 < numbers["high"]
+    assert chosen_seeds(found, PAIR[::-1], range(4))[0].texts[0].get_text().endswith("over HAPO: worse")
+    _, numbers = chosen_seeds(found, PAIR, [4])
+    assert numbers["difference"] == pytest.approx(-0.8) and np.isnan(numbers["low"])
+
+
+def test_seeds_are_chosen_by_buttons():
+    face = widgets.choose_seeds(runs(hapo=[0.9] * 6, luffy_matched=[0.5] * 6), PAIR)
+    assert face.numbers["difference"] == pytest.approx(0.4) and np.isnan(face.numbers["low"])
+    face.buttons["the first five"].click()
+    assert [mark.value for mark in face["on"]] == [True] * 5 + [False] and face.numbers["low"] == pytest.approx(0.4)
+    for mark in face["on"]:
+        mark.value = False
+    assert face.sentence == "No seed is chosen: switch at least one on."
+
+
+def test_the_way_of_the_teacher_is_told_by_method():
+    found = [replace(o, way={"length": 20.0 + o.seed, "teacher_length": 50.0, "teacher_logp": -1.0} | (
+        {"kl": 0.5} if o.method == "hapo" else {})) for o in runs(hapo=[0.9, 0.8], sft=[0.5, 0.6])]
+    assert way_table(found)[2:] == [
+        "| the teacher | 50.0 | | |", "| HAPO | 20.50 | -1.00 | 0.50 |", "| SFT | 20.50 | -1.00 |  |"]
 
 
 def test_a_report_works_on_whatever_there_is(four, tmp_path):

@@ -13,8 +13,8 @@ from hapo_lab.policy.policy import Policy
 ENGINES = ("auto", "transformers", "vllm")
 TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
 """Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
-taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors differ, and no GPU has been
-measured: so vLLM is taken where it saves twice its start."""
+taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors differ, and vLLM has not
+been measured on a GPU: so it is taken where it saves twice its start."""
 
 
 def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path | None = None) -> Engine:

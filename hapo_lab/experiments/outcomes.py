@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hapo_lab.experiments.exam import HELD_OUT
 from hapo_lab.experiments.experiment import Experiment, Trial
 from hapo_lab.experiments.processes import chosen, untrained
 from hapo_lab.reproducibility import disk
@@ -22,7 +23,6 @@ AXES = {"steps": "steps", "tokens_sampled": "sampled tokens", "tokens_trained": 
 """What a budget can be counted in."""
 CURVES = ("reward", "length", "cut", "teacher_samples", "tokens_sampled", "tokens_trained", "dead_before", "dead_after", "kl",
           "teacher_logp", "entropy")
-HELD_OUT = "held out"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Outcome:
     """[step, success] of each evaluation on the way."""
     test: dict[str, dict[str, float]] = field(default_factory=dict)
     """Split -> problem -> success; {}: nobody has looked yet."""
+    way: dict[str, float] = field(default_factory=dict)
+    """See `teachers_way`."""
     failed: str = ""
     """The cause."""
 
@@ -59,9 +61,9 @@ class Outcome:
         if not (run / "steps.jsonl").exists():
             return cls(**facts, name=trial.method, planned=0, manifest={}) if failed else None
         log = RunLog.load(run)
-        test = json.loads((run / "test.json").read_text()) if (run / "test.json").exists() else {}
-        return cls(**facts, name=log.name, planned=log.planned, test=test, curves=_curves(log.steps),
-                   validation=[[r.step, r.heldout] for r in log.steps if r.heldout is not None],
+        exam = json.loads((run / "test.json").read_text()) if (run / "test.json").exists() else {"success": {}, "way": {}}
+        return cls(**facts, name=log.name, planned=log.planned, test=exam["success"], way=exam["way"],
+                   curves=_curves(log.steps), validation=[[r.step, r.heldout] for r in log.steps if r.heldout is not None],
                    manifest={key: value for key, value in log.manifest.items() if key != "heldout"})
 
     @property
@@ -102,27 +104,42 @@ def _curves(steps: Sequence[StepRecord]) -> dict[str, list[float | None]]:
     return curves | {"seconds": [rounded(r.training_seconds) for r in steps]}
 
 
-def outcomes(experiment: Experiment, folder: str | Path) -> list[Outcome]:
-    """Of an experiment's trials as far as they have come, the tuning ones left out."""
-    folder = Path(folder)
-    return [found for trial in experiment.trials(chosen(experiment, folder)) if (found := Outcome.of(trial, folder))]
+@dataclass(frozen=True)
+class Results:
+    """What an experiment came to."""
 
-
-def base_success(experiment: Experiment, folder: str | Path) -> dict[str, dict[str, float]]:
+    found: list[Outcome]
+    """Of its trials as far as they have come, the tuning ones left out."""
+    base: dict[str, dict[str, float]] = field(default_factory=dict)
     """Task -> split -> the base model's success; tasks that nobody has looked at are missing."""
-    found = {trial.task: Path(folder) / trial.name / "test.json" for trial in untrained(experiment)}
-    return {task: {split: float(np.mean(list(rates.values()))) for split, rates in json.loads(path.read_text()).items()}
-            for task, path in found.items() if path.exists()}
 
 
-def write(found: Sequence[Outcome], path: Path) -> None:
-    """A line per trial, compressed; the same outcomes make the same bytes."""
-    disk.pack(path, [asdict(outcome) for outcome in found])
+def collect(experiment: Experiment, folder: str | Path) -> Results:
+    """From the folder of an experiment's runs."""
+    folder, base = Path(folder), {}
+    for trial in untrained(experiment):
+        path = folder / trial.name / "test.json"
+        if path.exists():
+            base[trial.task] = {split: float(np.mean(list(rates.values())))
+                                for split, rates in json.loads(path.read_text())["success"].items()}
+    trials = experiment.trials(chosen(experiment, folder))
+    return Results([found for trial in trials if (found := Outcome.of(trial, folder))], base)
 
 
-def read(path: Path) -> list[Outcome]:
-    """The outcomes of a file."""
-    return [Outcome(**row) for row in disk.unpack(path)]
+def write(results: Results, path: Path) -> None:
+    """The base in the first line, then a line per trial, compressed; the same results make the same bytes."""
+    disk.pack(path, [results.base, *(asdict(outcome) for outcome in results.found)])
+
+
+def read(path: Path) -> Results:
+    """The results of a file."""
+    base, *found = disk.unpack(path)
+    return Results([Outcome(**row) for row in found], base)
+
+
+def packed(file: Path) -> Path:
+    """Where the results of an experiment's file are kept: beside it."""
+    return file.with_suffix(".jsonl.gz")
 
 
 def by_method(found: Sequence[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:

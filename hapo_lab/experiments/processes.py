@@ -20,27 +20,20 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.experiments.exam import finished, look
 from hapo_lab.experiments.experiment import Experiment, Trial, from_description
 from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_available, memory_estimate
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.progress import mean_of
 from hapo_lab.runs.trackers import get_trackers, tracking
-from hapo_lab.tasks.builtin import load_task
-from hapo_lab.tasks.elsewhere import elsewhere
-from hapo_lab.tasks.problem import Problem
-from hapo_lab.training.evaluation import evaluate
 from hapo_lab.training.trainer import Trainer
 
 OVERHEAD = 700 * 2**20
 """Bytes that Python and its libraries take in a process, whatever the model."""
-SAMPLES = 8
-"""Completions of a test problem."""
-_context = multiprocessing.get_context("forkserver")  # a new process for each trial, its imports ready
-_context.set_forkserver_preload(["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"])
+PRELOAD = ["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"]
 
 
 class Stopped(Exception):
@@ -117,11 +110,6 @@ def untrained(experiment: Experiment) -> list[Trial]:
     return [Trial(task, "base", 0, 0.0) for task in experiment.tasks]
 
 
-def finished(run: Path) -> bool:
-    """Whether a trial has taken all its steps, and saved its adapter."""
-    return (run / "adapter" / "adapter_config.json").exists()
-
-
 def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]:
     """(task, method) -> the learning rate whose tuning trials have the highest success on validation problems, averaged over
     the last half of a run's evaluations and over seeds; of equals the smaller. {} where there is nothing to choose.
@@ -153,18 +141,6 @@ def train(experiment: Experiment, trial: Trial, run: Path) -> None:
         track(record)
     if len(trainer.log.steps) == trainer.log.planned:
         trainer.save_adapter()
-
-
-def look(experiment: Experiment, trial: Trial, run: Path) -> None:
-    """Success of a trial's adapter, or of the base where it has none, on the test problems, one by one: test.json."""
-    spec, found = experiment.tasks[trial.task], {}
-    task = load_task(spec.base, experiment.task_seed)
-    policy = load_policy(experiment.model, adapter=run / "adapter" if finished(run) else None)
-    splits: dict[str, tuple[Problem, ...]] = {"held out": task.heldout} | elsewhere(spec.base, experiment.task_seed)
-    for split, problems in splits.items():
-        result = evaluate(policy, TransformersEngine(policy), task, problems, samples=SAMPLES, seed=trial.seed)
-        found[split] = {p.key: rate for p, rate in zip(problems, result.by_problem.tolist(), strict=True)}
-    disk.replace(run / "test.json", (json.dumps(found) + "\n").encode())
 
 
 Work = Callable[[Experiment, Trial, Path], None]
@@ -216,6 +192,7 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
     `steps`: of a trial; then progress is counted in them.
     """
     running: dict[Any, tuple[Any, Trial]] = {}
+    context = _context(default_device())
     waiting, failures, done = list(trials), [], 0
     size, unit = (steps, "step") if steps else (lambda _: 1, "trial")
     with (tqdm(total=sum(map(size, trials)), desc=what, unit=unit, smoothing=0, disable=not trials) as bar,
@@ -224,7 +201,7 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
         while running or (waiting and not pressed.is_set()):
             while waiting and len(running) < processes and not pressed.is_set():
                 trial = waiting.pop(0)
-                process: Any = _context.Process(target=_child, args=(work, folder, asdict(trial)))
+                process: Any = context.Process(target=_child, args=(work, folder, asdict(trial)))
                 process.start()
                 running[process.sentinel] = (process, trial)
             if pressed.is_set() and not asked:
@@ -243,6 +220,16 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
     if pressed.is_set():
         raise Stopped
     return failures
+
+
+def _context(device: torch.device) -> Any:
+    """A new process for each trial, its imports ready; on a GPU they are not, because CUDA does not survive a fork, and
+    bitsandbytes begins with it when it is imported."""
+    if device.type == "cuda":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 def _step(run: Path) -> int:

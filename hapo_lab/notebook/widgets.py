@@ -17,10 +17,11 @@ from uuid import uuid4
 import ipywidgets as ipw
 from IPython.display import display, update_display
 
+from hapo_lab.experiments.outcomes import Outcome
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.pictures import explorables, inside, purity
+from hapo_lab.pictures import comparison, explorables, inside, purity
 from hapo_lab.pictures.style import Figure, to_png
 from hapo_lab.runs.log import RunLog
 
@@ -99,9 +100,8 @@ class Explorable:
         self._show("line", {"text/html": html or "<span></span>", "text/plain": ""})
 
     def _show_picture(self, figure: Figure) -> None:
-        says = " ".join(t.get_text() for t in figure.texts)
-        self._show("picture", {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": says},
-                   {"image/png": {"alt": says}})
+        self._show("picture", {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": figure.says},
+                   {"image/png": {"alt": figure.says}})
 
     def _show(self, part: str, data: dict, metadata: dict | None = None) -> None:
         self._frames[part] = {"raw": True, "metadata": metadata or {}, "display_id": self._ids[part]}, data
@@ -198,6 +198,25 @@ def purity_meter(kind: str = "beta") -> Explorable:
         "kind": ipw.Dropdown(description="gate", options=list(GATES), value=kind, style=_LABEL, layout=_WIDTH),
         "visit": _whole("visit, step", 1, 1, 100), **gate_sliders()},
         purity.meter_line, rows=[("success_rate", "trials"), ("kind", "visit"), _GATE])
+
+
+# an experiment -----------------------------------------------------------------------------------------------------
+
+
+def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "luffy_matched"),
+                 seeds: Sequence[int] = (0,)) -> Explorable:
+    """Which runs are looked at, and what two methods' difference is then."""
+    every = sorted({o.seed for o in found if o.method in methods})
+    marks = [ipw.ToggleButton(description=f"seed {seed}", value=seed in seeds, layout=ipw.Layout(width="74px"))
+             for seed in every]
+
+    def choose(number: int) -> Callable[[Explorable], None]:
+        def act(face: Explorable) -> None:
+            for i, mark in enumerate(marks):
+                mark.value = i < number
+        return act
+    return Explorable(lambda on: comparison.chosen_seeds(found, methods, [s for s, yes in zip(every, on, strict=True) if yes]),
+                      {"on": marks}, buttons={"the first five": choose(5), "all": choose(len(every))})
 
 
 # a run -------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,12 @@ from typing import cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from scipy import stats
 
 from hapo_lab.experiments.outcomes import AXES, HELD_OUT, Outcome, by_method
 from hapo_lab.experiments.statistics import (
+    FEWEST,
+    RESAMPLES,
     Estimate,
     band,
     improvements,
@@ -112,6 +115,66 @@ def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
     return figure
 
 
+# which seeds? ------------------------------------------------------------------------------------------------------
+
+
+def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequence[int]) -> Figure:
+    """Validation success over the steps of some methods (by short name), in a panel per seed."""
+    figure, colours = Figure(), _colours(found)
+    for ax, seed in zip(grid(figure, 1, len(seeds)), seeds, strict=True):
+        runs = {o.name: o for method in methods for o in found if (o.method, o.seed) == (method, seed)}
+        frame(ax, "step", "validation success")
+        for name, outcome in runs.items():
+            steps, success = zip(*outcome.validation, strict=True)
+            ax.plot(steps, success, color=colours[name], lw=2.2, clip_on=False)
+        ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1))
+        end_labels(ax, [(float(o.planned), o.validation[-1][1], name, colours[name]) for name, o in runs.items()])
+        panel_title(ax, f"Seed {seed}: " + ", ".join(f"{name} {o.success():.1%}" for name, o in runs.items()))
+    headline(figure, "The same two methods, the same problems: another seed")
+    return figure
+
+
+def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequence[int]) -> tuple[Figure, dict[str, float]]:
+    """Success of two methods (by short name) in the runs of some seeds; and the difference of their means, with the 95%
+    interval of a percentile bootstrap over runs.
+
+    Numbers: "difference", "low" and "high", of which the last two are nan with fewer than `FEWEST` seeds. ValueError: no seed.
+    """
+    if not seeds:
+        raise ValueError("No seed is chosen: switch at least one on.")
+    figure, colours = Figure(), _colours(found)
+    pair = {o.name: {run.seed: run.success() for run in found if run.method == o.method}
+            for method in methods for o in found if o.method == method}
+    left, right = grid(figure, 1, 2)
+    frame(left, f"success, {_where(found, HELD_OUT)}", "")
+    for row, (name, runs) in enumerate(pair.items()):
+        for seed, success in runs.items():
+            left.plot([success], [row + 0.3 * (seed / max(max(runs), 1) - 0.5)], "o", ms=9, color=colours[name],
+                      alpha=1 if seed in seeds else 0.15)
+        write(left, min(min(runs.values()) for runs in pair.values()), row + 0.3, name, colours[name], va="center")
+    left.set_yticks([])
+    left.set_ylim(-0.5, 1.6)
+    (first, one), (second, other) = ((name, np.array([runs[seed] for seed in seeds])) for name, runs in pair.items())
+    difference, low, high = float(one.mean() - other.mean()), np.nan, np.nan
+    if len(seeds) >= FEWEST:
+        interval = stats.bootstrap((one, other), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile",
+                                   n_resamples=RESAMPLES, rng=0).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    frame(right, f"{first} over {second}: difference of the means", "")
+    right.axvline(0, color=style.faint, lw=1, ls=":")
+    right.plot([low, high], [0, 0], color=style.ink, lw=8, alpha=0.3, solid_capstyle="butt")
+    right.plot([difference], [0], "o", ms=11, color=style.ink)
+    right.set_yticks([])
+    spread = 1.2 * max(abs(a - b) for a in pair[first].values() for b in pair[second].values()) + 1e-3
+    right.set(xlim=(-spread, spread), ylim=(-1, 1))
+    panel_title(left, f"{len(seeds)} seeds chosen; each dot is a run" if len(seeds) > 1 else "1 seed chosen; each dot is a run")
+    panel_title(right, f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]" if low == low
+                else f"{difference:+.3f}, and no interval from fewer than {FEWEST} runs each")
+    headline(figure, f"{first} over {second}: " + (
+        "nothing can be said" if low != low else "better" if low > 0 else "worse" if high < 0 else "not told apart"))
+    return figure, {"difference": difference, "low": low, "high": high}
+
+
 # the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +207,21 @@ def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]
                    for name, _ in by_method(found)]
 
 
+WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, a token"}
+
+
+def way_table(found: Sequence[Outcome]) -> list[str]:
+    """Markdown: how far each method has come from its teacher's way on the held-out problems, the mean over runs."""
+    teachers = [o.way["teacher_length"] for o in found if "teacher_length" in o.way]
+    rows = ["| distance from the teacher | " + " | ".join(WAYS.values()) + " |", "|---" * (1 + len(WAYS)) + "|"]
+    if teachers:
+        rows.append(f"| the teacher | {np.mean(teachers):.1f} |" + " |" * (len(WAYS) - 1))
+    for name, runs in by_method(found):
+        cells = [[o.way[way] for o in runs if way in o.way] for way in WAYS]
+        rows.append(f"| {name} | " + " | ".join(f"{np.mean(x):.2f}" if x else "" for x in cells) + " |")
+    return rows
+
+
 def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO",
            base: Mapping[str, Mapping[str, float]] | None = None) -> list[Path]:
     """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
@@ -152,7 +230,7 @@ def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO",
     folder.mkdir(parents=True, exist_ok=True)
     text = table(found, over)
     if any(o.test for o in found):
-        text += ["", *split_table(found, base or {})]
+        text += ["", *split_table(found, base or {}), "", *way_table(found)]
     else:
         text.append("\nNobody has looked at the test problems: success is on validation problems, at the last evaluation.")
     if unfinished := [o for o in found if not o.finished]:

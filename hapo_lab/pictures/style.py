@@ -67,8 +67,13 @@ class Figure(matplotlib.figure.Figure):
     def __init__(self) -> None:
         super().__init__(figsize=(16 / 1.2, 9 / 1.2), dpi=120, facecolor="white")
 
-    def _repr_png_(self) -> bytes:
-        return to_png(self)
+    @property
+    def says(self) -> str:
+        """Its headline, which is also its alternative text."""
+        return " ".join(text.get_text() for text in self.texts)
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
+        return {"image/png": to_png(self), "text/plain": self.says}, {"image/png": {"alt": self.says}}
 
 
 def to_png(figure: matplotlib.figure.Figure) -> bytes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy import stats
 
 from hapo_lab.engines.protocol import Completion, Engine, Sampling
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
+from hapo_lab.policy.logprobs import completion_logprobs
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility.seeds import derive
@@ -84,6 +87,13 @@ def demonstrated(policy: Policy, task: Task, problem: Problem, limit: int, most:
             verdict = task.verify(problem, text)
             found.append(Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True))
     return found
+
+
+def token_logps(policy: Policy, problem: Problem, completions: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(tokens of all completions,) log p of each token of a problem's completions."""
+    with computing_with(policy.threads):
+        logp, _, mask = completion_logprobs(policy.model, [prompt_ids(policy, problem)], [completions])
+    return logp[mask].cpu()
 
 
 def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem, ...] | None = None, *, samples: int = 8,

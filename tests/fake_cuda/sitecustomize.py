@@ -1,6 +1,7 @@
 """Python starts with a CUDA device where this folder is on its path: `device.cpp`, compiled to $FAKE_CUDA.
 
-Its capability is $FAKE_CUDA_CAPABILITY. As with a real one, CUDA_VISIBLE_DEVICES="" hides it, until somebody has looked.
+Its capability is $FAKE_CUDA_CAPABILITY. As with a real one, CUDA_VISIBLE_DEVICES="" hides it, until somebody has looked, and a
+fork has no use of it: bitsandbytes has begun with CUDA when it was imported.
 """
 
 import ctypes
@@ -24,8 +25,18 @@ def visible() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
+def answering(answer):
+    def asked(*_, **__):
+        if forked:
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+        return answer
+    return asked
+
+
+forked: list[bool] = []
+os.register_at_fork(after_in_child=lambda: forked.append(True))
 for name, answer in ANSWERS.items():  # torch's Python would ask the driver
-    setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    setattr(torch.cuda, name, answering(answer))
 torch.cuda.is_available = visible
 torch.cuda.device_count = lambda: int(visible())
 torch.cuda.default_generators = (torch.Generator("cuda"),)
