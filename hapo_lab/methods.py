@@ -171,7 +171,7 @@ LUFFY = Method("LUFFY", teacher_seats=1, scale="none", eps_low=inf, eps_high=inf
 (1, 'none', inf, 0.001)
 """
 
-SFT = Method("SFT", teacher_seats=1, imitation=True, shaping=log_probability)
+SFT = Method("SFT", teacher_seats=1, imitation=1.0, shaping=log_probability)
 """Maximum likelihood on the demonstrations alone. The students are sampled only to be measured.
 
 >>> SFT.advantages(torch.tensor([1.0, 1.0, 0.0]), teacher_mask=torch.tensor([False, True, False]))

@@ -110,6 +110,7 @@ def test_wrong_input_is_one_sentence(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(("methods", "words"), [
+    ('hapo = {}\nlong = {base = "hapo"}', "two of its methods are named HAPO in figures"),
     ('mine = {base = "hapo", gates = "never"}', "method 'mine' has gates"),
     ('mine = {base = "hapo", gate = "nevr"}', "unknown gate 'nevr'"),
     ('mine = {base = "hapo", seat = "beside"}', "seat is 'beside'")])

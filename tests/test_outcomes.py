@@ -59,6 +59,7 @@ def test_budgets_add_up_and_what_sft_samples_is_free():
     assert one.budget("steps").tolist() == [0, 1, 2, 3, 4] and one.budget("teacher_samples").tolist() == [0, 8, 12, 14, 14]
     assert one.budget("tokens_sampled")[-1] == 400 and sft.budget("tokens_sampled")[-1] == 0
     assert sft.budget("tokens_trained")[-1] == 40
+    assert outcome("sft_grpo").budget("tokens_sampled").tolist() == [0, 0, 0, 100, 200]  # GRPO from half of it on
 
 
 def test_the_price_of_a_level_is_what_was_spent_when_it_was_first_measured():
@@ -125,9 +126,21 @@ def test_a_profile_is_the_share_of_runs_above_a_level():
     assert share.tolist() == [1, 0.5, 0] and low[1] < 0.5 < high[1]
 
 
+def test_runs_that_nobody_has_looked_at_do_not_stand_among_those_that_somebody_has():
+    found = [*runs(hapo=[0.5, 0.6]), outcome(seed=2, tested=False)]
+    assert scores(found)["HAPO"].tolist() == [[0.5], [0.6]] and scores(found[2:])["HAPO"].tolist() == [[0.9]]
+
+
+def test_without_hapo_the_first_method_is_what_the_others_are_compared_with(four):
+    figure = interval_figure(four[5:])
+    assert figure.texts[0].get_text() == "Told apart from LUFFY, HAPO's conventions: SFT worse, GRPO worse"
+
+
 def test_the_median_price_counts_runs_that_never_paid_it_as_censored():
     """Reached at 1, 2 and 4; one never in four steps: half had reached it at 2. With two that never do, of three: never."""
     found = [outcome(seed=i, reaches=r) for i, r in enumerate((1, 2, 4, 9))]
+    nothing_trained = [replace(o, curves=o.curves | {"tokens_trained": [0.0] * 4}) for o in found[3:] * 2]
+    assert median_to([found[0], *nothing_trained], 0.8, "tokens_trained") == np.inf
     assert median_to(found, 0.8, "steps") == 2
     assert median_to([found[0], found[3], replace(found[3], seed=9)], 0.8, "steps") == np.inf
     assert median_to([found[3]], 0.8, "steps") == np.inf

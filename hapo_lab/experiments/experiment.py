@@ -107,6 +107,9 @@ class Experiment:
         for what, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
             if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 raise ValueError(f"{say}: its {what} hold {', '.join(map(str, twice))} twice; each seed is one trial.")
+        names = [method.name for method in self.methods.values()]
+        if alike := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{say}: two of its methods are named {', '.join(alike)} in figures; give one another `name`.")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(f"{say}: seed {', '.join(map(str, both))} is to tune and to report; rates must be chosen by other "
                              "seeds than they are judged by.")

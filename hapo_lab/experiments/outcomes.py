@@ -74,13 +74,15 @@ class Outcome:
     def budget(self, axis: str) -> np.ndarray:
         """(steps + 1,): what had been spent before the first step and after each, by an axis of `AXES`.
 
-        A method that learns nothing from its students has sampled them to be measured only: they cost it no tokens.
+        In a stage that learns nothing from its students they are sampled to be measured only: they cost it no tokens.
         """
         if axis == "steps":
             return np.arange(len(self.curves["reward"]) + 1.0)
-        if axis == "tokens_sampled" and method_from(self.manifest["method"]).mu == 1:
-            return np.zeros(len(self.curves["reward"]) + 1)
-        return np.concatenate([[0.0], np.cumsum(np.array(self.curves[axis], dtype=float))])
+        spent = np.array(self.curves[axis], dtype=float)
+        if axis == "tokens_sampled":
+            method = method_from(self.manifest["method"])
+            spent = spent * [method.at(step / self.planned).mu < 1 for step in range(len(spent))]
+        return np.concatenate([[0.0], np.cumsum(spent)])
 
     def success(self, split: str = HELD_OUT) -> float:
         """On the test problems of a split; before they were looked at, on validation problems at the last evaluation."""

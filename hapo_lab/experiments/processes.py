@@ -167,6 +167,7 @@ def _child(work: Work, folder: Path, facts: dict) -> None:
 
 
 def _failed(run: Path, cause: str) -> None:
+    run.mkdir(parents=True, exist_ok=True)
     disk.replace(run / "failed.json", (json.dumps({"cause": cause}) + "\n").encode())
 
 
@@ -207,7 +208,8 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
             if pressed.is_set() and not asked:
                 asked = True
                 for process, _ in running.values():
-                    os.kill(process.pid, signal.SIGINT)
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(process.pid, signal.SIGINT)
             for sentinel in wait(list(running), timeout=0.5):
                 process, trial = running.pop(sentinel)
                 process.join()

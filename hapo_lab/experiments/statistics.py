@@ -33,10 +33,14 @@ class Estimate:
 
 
 def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndarray]:
-    """Method's name -> (seeds, tasks) success. Of each method those seeds that finished all of its tasks."""
+    """Method's name -> (seeds, tasks) success. Of each method those seeds that finished all of its tasks.
+
+    Once anybody has looked at test problems, runs that nobody has looked at are left out.
+    """
     tasks, table = list(dict.fromkeys(o.task for o in found)), {}
+    looked = any(o.test for o in found)
     for name, mine in by_method(found):
-        cells = {(o.seed, o.task): o.success(split) for o in mine if not o.test or split in o.test}
+        cells = {(o.seed, o.task): o.success(split) for o in mine if not looked or split in o.test}
         rows = [[cells[seed, task] for task in tasks] for seed in dict.fromkeys(o.seed for o in mine)
                 if all((seed, task) in cells for task in tasks)]
         if rows:
@@ -75,16 +79,13 @@ def profiles(table: dict[str, np.ndarray], levels: np.ndarray) -> dict[str, tupl
 
 
 def median_to(found: Sequence[Outcome], level: float, axis: str) -> float:
-    """The median of what runs of one method spend until they reach a level of validation success; inf if at most half do.
+    """The median of what runs of one method spend until they reach a level of validation success; inf if fewer than half do.
 
-    Runs that never reach it count as censored where they ended (Kaplan and Meier, 1958).
+    A run that never reaches it is censored at its end. All end after the same number of steps, so it would have taken more of
+    them than any run that did, and it counts as dearer on every axis. Where the number of runs is even: the lower median.
     """
-    spent, reached = zip(*(o.reached(level, axis) for o in found), strict=True)
-    if not any(reached):
-        return np.inf
-    curve = stats.ecdf(stats.CensoredData.right_censored(spent, ~np.array(reached))).sf
-    below = curve.quantiles[curve.probabilities <= 0.5]
-    return float(below[0]) if len(below) else np.inf
+    spent = sorted(cost if reached else np.inf for cost, reached in (o.reached(level, axis) for o in found))
+    return float(spent[(len(spent) - 1) // 2])
 
 
 def band(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

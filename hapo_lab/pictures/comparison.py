@@ -58,15 +58,20 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
     return figure
 
 
-def interval_figure(found: Sequence[Outcome], over: str = "HAPO", split: str = HELD_OUT) -> Figure:
-    """Interquartile means, and the probability that a method's run beats one of `over`, with 95% intervals."""
-    figure, colours, table = Figure(), _colours(found), scores(found, split)
+def interval_figure(found: Sequence[Outcome], over: str | None = None, split: str = HELD_OUT) -> Figure:
+    """Interquartile means, and the probability that a method's run beats one of `over`, with 95% intervals.
+
+    `over`: a method's name in figures; by default HAPO's, or the first method's where HAPO is not compared.
+    """
+    figure, colours, table, over = Figure(), _colours(found), scores(found, split), over or _reference(found)
     means = interquartile_means(table)
     order = sorted(means, key=lambda name: means[name].value)
     axes = grid(figure, 1, 2)
     _dots(axes[0], {name: means[name] for name in order}, colours, f"success, {_where(found, split)}")
     won = improvements(table, over) if over in table else {}
-    _dots(axes[1], {name: won.get(name, Estimate(0.5, 0.5, 0.5)) for name in order}, colours, f"P(better than a run of {over})")
+    won_or_itself = won | {over: Estimate(0.5, 0.5, 0.5)}
+    _dots(axes[1], {name: won_or_itself[name] for name in order if name in won_or_itself}, colours,
+          f"P(better than a run of {over})")
     axes[1].axvline(0.5, color=style.faint, lw=1, ls=":")
     told = [f"{name} {word}" for name in reversed(order) if name in won
             for word in [verdict(won[name], min(len(table[name]), len(table[over])))] if word in ("better", "worse")]
@@ -178,9 +183,9 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
 # the table ---------------------------------------------------------------------------------------------------------
 
 
-def table(found: Sequence[Outcome], over: str = "HAPO") -> list[str]:
-    """Markdown: success with its interval, the verdict over a method, what it spent to `LEVEL`, and all that it spent."""
-    numbers = scores(found)
+def table(found: Sequence[Outcome], over: str | None = None) -> list[str]:
+    """Markdown: success with its interval, the verdict over a method (see `interval_figure`), and what it spent to `LEVEL`."""
+    numbers, over = scores(found), over or _reference(found)
     means = interquartile_means(numbers)
     won = improvements(numbers, over) if over in numbers else {}
     rows = [f"| method | runs | learning rate | success, {_where(found, HELD_OUT)}: IQM [95%] | P(better than {over}) [95%] "
@@ -222,7 +227,7 @@ def way_table(found: Sequence[Outcome]) -> list[str]:
     return rows
 
 
-def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO",
+def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
            base: Mapping[str, Mapping[str, float]] | None = None) -> list[Path]:
     """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
     if not scores(found):
@@ -256,6 +261,12 @@ def report(found: Sequence[Outcome], folder: Path, over: str = "HAPO",
 
 def _colours(found: Sequence[Outcome]) -> dict[str, str]:
     return {name: style.runs[i % len(style.runs)] for i, (name, _) in enumerate(by_method(found))}
+
+
+def _reference(found: Sequence[Outcome]) -> str:
+    """The name of what the others are compared with."""
+    names = {o.method: o.name for o in found if o.finished}
+    return names.get("hapo") or next(iter(names.values()), "")
 
 
 def _where(found: Sequence[Outcome], split: str) -> str:
