@@ -11,7 +11,7 @@ from hapo_lab.policy.decoder import causal_lm
 from hapo_lab.policy.policy import Policy
 
 ENGINES = ("auto", "transformers", "vllm")
-TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.42e-11, 2.17e-9, 20.0
+TOKEN_SAVES, SYNC_COSTS, START_COSTS = 1.66e-11, 2.17e-9, 20.0
 """Seconds, by `benchmarks/rollouts.py` on two cores: what a token is cheaper by with vLLM than with the kit's own engine, and
 taking over an adapter dearer, both for each parameter of the model; and vLLM's start. Processors differ, and vLLM has not
 been measured on a GPU: so it is taken where it saves twice its start."""
