@@ -200,9 +200,22 @@ def test_test_problems_are_looked_at_once(ran):
 
 def test_results_that_were_packed_are_reported_when_the_runs_are_gone(ran, tmp_path, monkeypatch, capsys):
     experiment, folder = ran
-    file = written(tmp_path, FILE.replace("grpo", "sft") + "[tuning]\nrates = [1e-3, 2e-3]\nseeds = [7]\n")
+    config = "\n".join(f"{name} = {getattr(SHORT, name)}" for name in (
+        "steps", "prompts", "group_size", "eval_every", "eval_samples", "save_every"))
+    file = written(tmp_path, """
+        name = "two"
+        expected = "nothing in four steps"
+        validation = 4
+        methods = ["hapo", "sft"]
+        tasks = ["sums"]
+        seeds = 2
+        tuning = {rates = [1e-3, 2e-3], seeds = [7]}
+        [config]
+        """ + config)
     main(["experiment", "pack", str(file), "--folder", str(folder)])
     assert read(packed(file)) == collect(experiment, folder)
+    with pytest.raises(ValueError, match="holds another experiment: it differs in validation"):
+        collect(replace(experiment, validation=5), folder)
     monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path / "none"))
     main(["experiment", "report", str(file), "--out", str(tmp_path / "report")])
     assert "this is from" in capsys.readouterr().out and "| SFT | 2 |" in (tmp_path / "report" / "table.md").read_text()

@@ -12,7 +12,7 @@ import numpy as np
 
 from hapo_lab.experiments.exam import HELD_OUT
 from hapo_lab.experiments.experiment import Experiment, Trial
-from hapo_lab.experiments.processes import chosen, untrained
+from hapo_lab.experiments.processes import chosen, refuse_another, untrained
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.runs.log import RunLog
@@ -117,8 +117,9 @@ class Results:
 
 
 def collect(experiment: Experiment, folder: str | Path) -> Results:
-    """From the folder of an experiment's runs."""
+    """From the folder of an experiment's runs; ValueError if it holds another experiment's, or a rate is not chosen yet."""
     folder, base = Path(folder), {}
+    refuse_another(experiment, folder)
     for trial in untrained(experiment):
         path = folder / trial.name / "test.json"
         if path.exists():

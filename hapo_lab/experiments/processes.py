@@ -33,6 +33,7 @@ from hapo_lab.training.trainer import Trainer
 
 OVERHEAD = 700 * 2**20
 """Bytes that Python and its libraries take in a process, whatever the model."""
+DESCRIPTION = "experiment.json"
 PRELOAD = ["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"]
 
 
@@ -50,12 +51,17 @@ class Failure:
 
 def prepare(experiment: Experiment, folder: Path) -> None:
     """Write the experiment's description into its folder; ValueError if that holds another experiment."""
-    description = folder / "experiment.json"
+    refuse_another(experiment, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    disk.replace(folder / DESCRIPTION, (json.dumps(experiment.described(), indent=1) + "\n").encode())
+
+
+def refuse_another(experiment: Experiment, folder: Path) -> None:
+    """ValueError if the folder holds another experiment."""
+    description = folder / DESCRIPTION
     if description.exists() and (different := experiment.differs(json.loads(description.read_text()))):
         raise ValueError(f"{folder} holds another experiment: it differs in {', '.join(different)}. Choose another name or "
                          "folder, or move that one away.")
-    folder.mkdir(parents=True, exist_ok=True)
-    disk.replace(description, (json.dumps(experiment.described(), indent=1) + "\n").encode())
 
 
 def run(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
@@ -160,7 +166,7 @@ def _child(work: Work, folder: Path, facts: dict) -> None:
     try:
         with FileLock(run / "lock", timeout=60):  # a process that lost its parent may still finish its step there
             (run / "failed.json").unlink(missing_ok=True)
-            work(from_description(json.loads((folder / "experiment.json").read_text())), trial, run)
+            work(from_description(json.loads((folder / DESCRIPTION).read_text())), trial, run)
     except Exception as error:
         _failed(run, f"{type(error).__name__}: {error}")
         raise
