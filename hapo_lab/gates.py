@@ -116,6 +116,14 @@ def with_numbers(gate: Gate, **numbers: float) -> Gate:
     return replace(cast(Any, gate), **numbers)
 
 
+def number(name: str, value: Any) -> float:
+    """A gate's number from whatever a user gave; ValueError if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"gate: the {name} is {value!r}; it must be a number.") from None
+
+
 _warned: set[tuple[str, int]] = set()
 
 

@@ -29,6 +29,11 @@ class Decay:
     start: float
     end: float
 
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= 1 and 0 < self.end <= 1):
+            raise ValueError(f"Decay goes from {self.start} to {self.end}; both must be above 0, where it would be another "
+                             "method's, and at most 1.")
+
     def __call__(self, progress: float) -> float:
         """Its value at a share of the run, 0 to 1."""
         return self.end + (self.start - self.end) * (1 + cos(pi * min(progress, 1))) / 2
@@ -108,6 +113,11 @@ class Method:
         if self.then and progress >= self.until:
             return self.then.at(progress)
         return replace(self, imitation=self.imitation(progress)) if isinstance(self.imitation, Decay) else self
+
+    @property
+    def stages(self) -> tuple[Method, ...]:
+        """Itself, and what it goes on as."""
+        return (self, *(self.then.stages if self.then else ()))
 
     @property
     def mu(self) -> float:

@@ -37,7 +37,7 @@ from hapo_lab.reproducibility.catalogue import method_described, method_from
 from hapo_lab.runs.log import RunLog
 from hapo_lab.ssi import extra_seat, several_seats
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.tasks.problem import Verdict
+from hapo_lab.tasks.problem import Verdict, with_demonstrations
 from hapo_lab.training.learner import Learner
 from hapo_lab.training.trainer import Trainer, resume
 
@@ -221,9 +221,11 @@ def test_chord_phi_hears_undecided_tokens_best(p, slope):
 
 
 def test_a_decay_is_of_the_run_and_not_of_the_step():
-    decay = Decay(1.0, 0.0)
-    assert decay(0) == 1 and decay(1) == pytest.approx(0) and decay(2) == pytest.approx(0)
-    assert decay(0.25) == pytest.approx((1 + 2 ** -0.5) / 2)
+    decay = Decay(1.0, 0.2)
+    assert decay(0) == 1 and decay(1) == pytest.approx(0.2) and decay(2) == pytest.approx(0.2)
+    assert decay(0.25) == pytest.approx(0.2 + 0.8 * (1 + 2 ** -0.5) / 2)
+    with pytest.raises(ValueError, match="both must be above 0"):
+        Decay(0.9, 0.0)  # an extended run would go on without its imitation's own token mean
 
 
 def test_ampo_gives_two_failures_seats_to_two_teachers_where_all_failed(group_of, demonstration):
@@ -257,6 +259,24 @@ def test_what_several_teachers_replaced_is_in_the_log(fresh, tmp_path):
 
 
 # in training -------------------------------------------------------------------------------------------------------
+
+
+def test_where_demonstrations_are_few_sft_asks_for_what_has_one(fresh, sums):
+    few = with_demonstrations(sums, 0.1)
+    shown = {p.key for p in few.train if p.demonstration}
+    records = list(Trainer(fresh, few, SFT_THEN_GRPO, replace(SMALL, steps=4)))
+    assert all(set(record.problems) <= shown and record.teacher_samples == 2 for record in records[:2])
+    assert [p.key for p in Trainer(fresh, few, GRPO, SMALL).problems(3)] == list(records[2].problems)
+    assert len(shown) == round(0.1 * len(sums.train)) and not set(records[2].problems) <= shown
+
+
+def test_where_a_problem_has_no_demonstration_luffy_samples_a_whole_group(fresh, sums):
+    few = with_demonstrations(sums, 0.5)
+    shown = {p.key for p in few.train if p.demonstration}
+    records = list(Trainer(fresh, few, METHODS["luffy_matched"], SMALL))
+    seen = [(key in shown, trials) for record in records for key, trials in zip(record.problems, record.trials, strict=True)]
+    assert set(seen) == {(True, SMALL.group_size - 1), (False, SMALL.group_size)}
+    assert [r.teacher_samples for r in records] == [sum(key in shown for key in r.problems) for r in records]
 
 
 def test_relift_learns_apart_as_soon_as_enough_demonstrations_wait(fresh, sums):

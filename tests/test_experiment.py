@@ -81,11 +81,12 @@ def test_a_file_says_all_of_it(tmp_path):
 
 
 def test_test_problems_never_reach_a_trial():
-    given, task = TWO.task("sums"), load_task("sums", 0)
+    given, task = TWO.task("sums", 0), load_task("sums", 0)
     assert given.heldout == task.train[-4:] and given.train == task.train[:-4]
     assert not {p.key for p in (*given.train, *given.heldout)} & {p.key for p in task.heldout}
-    few = replace(TWO, tasks={"few": TaskSpec("sums", 0.1)}).task("few")
-    assert sum(p.demonstration is not None for p in few.train) == 28 and len(few.train) == 276
+    few = [replace(TWO, tasks={"few": TaskSpec("sums", 0.1)}).task("few", seed) for seed in (0, 1)]
+    shown = [{p.key for p in task.train if p.demonstration} for task in few]
+    assert [len(keys) for keys in shown] == [28, 28] and shown[0] != shown[1] and len(few[0].train) == 276
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -97,6 +98,7 @@ def test_test_problems_never_reach_a_trial():
     (("seeds = 2", "seeds = 2\n[tuning]\nrates = [1e-3]"), "go together"),
     (("seeds = 2", "seeds = 2\n[config]\nbatch = 3"), r"\[config\] has batch"),
     (("seeds = 2", "seeds = 2\n[config]\nseed = 3"), r"\[config\] has seed"),
+    (("seeds = 2", "seeds = 2\n[config]\nsampling_seed = 3"), r"\[config\] has sampling_seed"),
     (("seeds = 2", "seeds = 2\n[config]\nsteps = 0"), "steps is 0"),
     (("seeds = 2", "seeds = 2\n[config]\neval_every = 0"), "eval_every is 0"),
     (("seeds = 2", "seeds = 2\n[steps]\nsft = 3"), "steps are given for sft; its methods are hapo, grpo"),
@@ -110,6 +112,7 @@ def test_wrong_input_is_one_sentence(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(("methods", "words"), [
+    ('base = {base = "hapo"}', "'base' is the untrained model"),
     ('hapo = {}\nlong = {base = "hapo"}', "two of its methods are named HAPO in figures"),
     ('mine = {base = "hapo", gates = "never"}', "method 'mine' has gates"),
     ('mine = {base = "hapo", gate = "nevr"}', "unknown gate 'nevr'"),
@@ -120,16 +123,28 @@ def test_a_wrong_part_of_a_method_is_named(tmp_path, methods, words):
 
 
 def test_a_folder_of_another_experiment_is_refused_and_a_larger_one_goes_on(tmp_path):
-    prepare(TWO, tmp_path)
+    staged = {**TWO.methods, "sft_grpo": METHODS["sft_grpo"]}
+    prepare(replace(TWO, methods=staged), tmp_path)
     description = tmp_path / "experiment.json"
     older = json.loads(description.read_text())
     del older["methods"]["hapo"]["teachers"]  # written before a method had this field
+    del older["methods"]["sft_grpo"]["then"]["teachers"]
     description.write_text(json.dumps(older))
-    prepare(replace(TWO, seeds=(0, 1, 2), methods={**TWO.methods, "grpo": GRPO}), tmp_path)
+    prepare(replace(TWO, seeds=(0, 1, 2), methods={**staged, "grpo": GRPO}), tmp_path)
     for other in (replace(TWO, config=replace(SHORT, steps=5)), replace(TWO, methods={"hapo": replace(HAPO, kl=0.1)})):
         for do in (prepare, run, examine):
             with pytest.raises(ValueError, match="holds another experiment: it differs in (config|methods hapo)"):
                 do(other, tmp_path)
+
+
+def test_what_no_task_can_be_made_of_is_refused_before_anything_runs(tmp_path):
+    for wrong, words in ((replace(TWO, validation=280), "has 280 training problems"),
+                         (replace(TWO, tasks={"few": TaskSpec("sums", 0.0)}), "share of demonstrations is 0.0")):
+        with pytest.raises(ValueError, match=words):
+            run(wrong, tmp_path / "run", processes=1)
+    with pytest.raises(ValueError, match="its seeds would share their draws"):
+        replace(TWO, config=replace(SHORT, order_seed=1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_many_processes_for_the_memory_are_refused_before_anything_runs(tmp_path, monkeypatch):
@@ -191,7 +206,7 @@ def test_test_problems_are_looked_at_once(ran):
     assert way["teacher_logp"] < 0 and 0 < way["length"] <= 28 and 0 < way["teacher_length"] <= 28 and "kl" in way
     assert "kl" not in json.loads((folder / "trials" / "sums-sft-0" / "test.json").read_text())["way"]
     assert len(found["held out"]) == 40 and {"wordings", "numbers", "order"} <= set(found)
-    assert not {p.key for p in experiment.task("sums").train} & set(found["held out"])
+    assert not {p.key for p in experiment.task("sums", 0).train} & set(found["held out"])
     assert collect(experiment, folder).base["sums"]["held out"] == 0
     before = looked.stat().st_mtime_ns
     assert examine(experiment, folder) == [] and looked.stat().st_mtime_ns == before
@@ -290,7 +305,7 @@ def test_the_kits_own_experiments_are_whole(file):
     experiment = load_experiment(file)
     assert len(experiment.seeds) >= (10 if experiment.model == "tiny" else 5) and experiment.name == file.stem
     for key in experiment.tasks:
-        assert experiment.task(key).heldout
+        assert experiment.task(key, 0).heldout
     assert len({method.name for method in experiment.methods.values()}) == len(experiment.methods)
 
 

@@ -17,6 +17,7 @@ from hapo_lab.experiments.statistics import (
     profiles,
     scores,
     verdict,
+    verdicts,
 )
 from hapo_lab.notebook import widgets
 from hapo_lab.pictures.comparison import (
@@ -28,6 +29,7 @@ from hapo_lab.pictures.comparison import (
     split_table,
     stories_figure,
     table,
+    task_figure,
     teacher_figure,
     way_table,
 )
@@ -37,7 +39,7 @@ from hapo_lab.reproducibility.catalogue import method_described
 
 def outcome(method="hapo", seed=0, success=0.5, task="sums", tested=True, reaches=3, steps=4, failed=""):
     """Success climbs to 0.9 on validation problems at step `reaches`; each step samples 100 tokens and trains 10."""
-    each = {"length": 20.0, "tokens_sampled": 100.0, "tokens_trained": 10.0, "seconds": 0.5}
+    each = {"length": 20.0, "tokens_sampled": 100.0, "tokens_trained": 10.0, "seconds": 0.5, "seconds_rollout": 0.2}
     curves = {name: [value] * steps for name, value in each.items()} | {
         "reward": [0.1 * i for i in range(steps)], "teacher_samples": [8.0, 4.0, 2.0, 0.0][:steps]}
     return Outcome(task, method, METHODS[method].name, seed, 2e-3, planned=4, curves=curves, failed=failed,
@@ -59,6 +61,7 @@ def test_budgets_add_up_and_what_sft_samples_is_free():
     assert one.budget("steps").tolist() == [0, 1, 2, 3, 4] and one.budget("teacher_samples").tolist() == [0, 8, 12, 14, 14]
     assert one.budget("tokens_sampled")[-1] == 400 and sft.budget("tokens_sampled")[-1] == 0
     assert sft.budget("tokens_trained")[-1] == 40
+    assert one.budget("seconds")[-1] == 2 and sft.budget("seconds")[-1] == pytest.approx(4 * (0.5 - 0.2))
     assert outcome("sft_grpo").budget("tokens_sampled").tolist() == [0, 0, 0, 100, 200]  # GRPO from half of it on
 
 
@@ -113,12 +116,22 @@ def test_runs_that_do_not_overlap_are_told_apart_and_the_same_runs_are_not():
     assert improvements({"a": table["a"], "b": table["a"]}, "b")["a"].value == 0.5
 
 
-@pytest.mark.parametrize(("estimate", "runs", "word"), [
-    (Estimate(0.9, 0.51, 1), 10, "better"), (Estimate(0.1, 0, 0.49), 10, "worse"),
-    (Estimate(0.9, 0.5, 1), 10, "not told apart"),
-    (Estimate(0.4, 0.2, 0.6), 10, "not told apart"), (Estimate(1, 1, 1), 3, "too few runs")])
-def test_a_verdict_says_what_the_interval_carries(estimate, runs, word):
-    assert verdict(estimate, runs) == word
+@pytest.mark.parametrize(("estimate", "runs", "others", "word"), [
+    (Estimate(0.9, 0.51, 1), 10, 11, "better"), (Estimate(0.1, 0, 0.49), 10, 11, "worse"),
+    (Estimate(0.9, 0.5, 1), 10, 1, "not told apart"), (Estimate(0.4, 0.2, 0.6), 10, 1, "not told apart"),
+    (Estimate(1, 1, 1), 3, 1, "too few runs"), (Estimate(1, 1, 1), 4, 1, "better"), (Estimate(1, 1, 1), 4, 2, "too few runs"),
+    (Estimate(1, 1, 1), 5, 6, "better"), (Estimate(1, 1, 1), 5, 7, "too few runs")])
+def test_a_verdict_says_what_the_interval_carries(estimate, runs, others, word):
+    """p = 2 / C(2 runs, runs) of runs that do not overlap: .1 of three, .029 of four, .008 of five."""
+    assert verdict(estimate, runs, others) == word
+
+
+def test_the_more_methods_are_compared_the_wider_is_each_interval():
+    rng = np.random.default_rng(1)
+    some = {name: rng.uniform(0.4, 0.9, (6, 1)) for name in "abcdefgh"}
+    alone, among = improvements({name: some[name] for name in "ab"}, "a")["b"], improvements(some, "a")["b"]
+    assert among.value == alone.value and among.low < alone.low and alone.high < among.high
+    assert verdicts(some, "a")["b"] == (among, verdict(among, 6, 7)) and verdicts(some, "nobody") == {}
 
 
 def test_a_profile_is_the_share_of_runs_above_a_level():
@@ -220,14 +233,30 @@ def test_the_way_of_the_teacher_is_told_by_method():
 
 
 def test_a_report_works_on_whatever_there_is(four, tmp_path):
-    some = [replace(o, test={}) for o in (four[0], outcome("sft", 3, failed="killed by SIGKILL"), outcome("grpo", steps=2))]
+    some = [replace(o, test={}) for o in (four[0], outcome("sft", 3, failed="killed by SIGKILL"), outcome("grpo", steps=2),
+                                          Outcome("sums", "grpo", "grpo", 1, 2e-3, 0, {}))]
     files = report(some, tmp_path)
     assert all(file.stat().st_size for file in files) and len(files) == 5
     text = (tmp_path / "table.md").read_text()
     assert "Nobody has looked at the test problems" in text
     assert "- sums, sft, seed 3: killed by SIGKILL" in text and "- sums, grpo, seed 0: under way" in text
+    assert "- sums, grpo, seed 1: not begun" in text
     with pytest.raises(ValueError, match="no trial has finished"):
         report(some[1:], tmp_path)
+
+
+def test_each_task_has_a_table_and_a_picture_of_its_own(four, tmp_path):
+    """LUFFY wins where HAPO fails: all tasks together they are alike."""
+    other = [replace(o, task="dates", test={"held out": {"a": 0.99 if o.method == "luffy_matched" else 0.01}}) for o in four]
+    files = {file.name for file in report([*four, *other], tmp_path)}
+    assert files == {"table.md", "trials.csv", "intervals.png", "profiles.png", "tasks.png", "budgets-sums.png",
+                     "budgets-dates.png"}
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("| success, held out: IQM [95%] | sums | dates |")
+    dates = text.partition("\ndates:")[2]
+    assert "| LUFFY, HAPO's conventions | 5 | 0.002 | 0.990 [0.990, 0.990] | 1.000 [1.000, 1.000] | better |" in dates
+    to_png(figure := task_figure([*four, *other]))
+    assert_inside(figure)
 
 
 def test_the_csv_holds_every_trial(four, tmp_path):

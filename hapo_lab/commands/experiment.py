@@ -28,7 +28,7 @@ def pack_experiment(args: argparse.Namespace) -> None:
     """Write an experiment's results into one small file beside its description."""
     experiment, path = load_experiment(args.file), packed(args.file)
     results = collect(experiment, _folder(experiment, args))
-    if not results.found:
+    if not any(outcome.planned for outcome in results.found):
         sys.exit(f"there are no runs in {_folder(experiment, args)}: run the experiment first.")
     write(results, path)
     print(path)

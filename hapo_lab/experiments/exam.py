@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,10 +42,15 @@ def look(experiment: Experiment, trial: Trial, run: Path) -> None:
              for split, problems in splits.items()}
     success = {split: {p.key: rate for p, rate in zip(exam.problems, exam.by_problem.tolist(), strict=True)}
                for split, exam in exams.items()}
-    imitator = run.parents[1] / Trial(trial.task, IMITATOR, trial.seed, 0.0).name
+    imitator = imitator_of(run, trial)
     other = _policy(experiment, imitator) if finished(imitator) and imitator != run else None
     disk.replace(run / "test.json", (json.dumps({
         "success": success, "way": teachers_way(policy, task, exams[HELD_OUT], other)}) + "\n").encode())
+
+
+def imitator_of(run: Path, trial: Trial) -> Path:
+    """The run that stands for the teacher's way beside a trial's."""
+    return run.parents[1] / replace(trial, method=IMITATOR).name
 
 
 def _policy(experiment: Experiment, run: Path) -> Policy:

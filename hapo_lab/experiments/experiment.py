@@ -21,6 +21,8 @@ from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Task, with_demonstrations
 from hapo_lab.training.config import TINY, Config
 
+BASE = "base"
+"""Stands among the trials for the untrained model."""
 _LISTS = ("seeds", "rates", "tuning_seeds", "track")
 
 
@@ -35,7 +37,7 @@ class TaskSpec:
     base: str
     """A task of the kit, by name."""
     demonstrations: float = 1.0
-    """The share of training problems that keep their demonstration."""
+    """The share of training problems that keep their demonstration; each seed draws its own."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Experiment:
     Raises
     ------
     ValueError
-        Nothing to compare, a seed twice or in both uses, no evaluations, steps for an unknown method, an unknown tracker.
+        Nothing to compare, a seed twice, in both uses or in the config, a method called base, no evaluations, steps for an
+        unknown method, an unknown tracker.
 
     Examples
     --------
@@ -110,6 +113,11 @@ class Experiment:
         names = [method.name for method in self.methods.values()]
         if alike := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{say}: two of its methods are named {', '.join(alike)} in figures; give one another `name`.")
+        if BASE in self.methods:
+            raise ValueError(f"{say}: {BASE!r} is the untrained model; give the method another short name.")
+        if self.config.order_seed is not None or self.config.sampling_seed is not None:
+            raise ValueError(f"{say}: order_seed or sampling_seed is set, so its seeds would share their draws, and intervals "
+                             "over seeds would be too narrow: leave both out.")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(f"{say}: seed {', '.join(map(str, both))} is to tune and to report; rates must be chosen by other "
                              "seeds than they are judged by.")
@@ -121,15 +129,16 @@ class Experiment:
         if unknown := sorted(self.steps.keys() - self.methods.keys()):
             raise ValueError(f"{say}: steps are given for {', '.join(unknown)}; its methods are {', '.join(self.methods)}.")
 
-    def task(self, key: str) -> Task:
-        """What a trial is given: `validation` in place of the held-out problems, demonstrations for a share of the rest."""
+    def task(self, key: str, seed: int) -> Task:
+        """What a trial of a seed is given: `validation` in place of the held-out problems, demonstrations for a share of the
+        rest."""
         spec = self.tasks[key]
         whole = load_task(spec.base, self.task_seed)
         if not 0 < self.validation < len(whole.train):
             raise ValueError(f"experiment {self.name!r}: validation is {self.validation}; task {key!r} has {len(whole.train)} "
                              "training problems, and needs some of them to train on.")
         task = replace(whole, train=whole.train[:-self.validation], heldout=whole.train[-self.validation:])
-        return task if spec.demonstrations == 1 else with_demonstrations(task, spec.demonstrations, self.task_seed)
+        return task if spec.demonstrations == 1 else with_demonstrations(task, spec.demonstrations, seed)
 
     def config_of(self, trial: Trial) -> Config:
         """The numbers of one trial."""
@@ -158,14 +167,20 @@ class Experiment:
     def differs(self, other: dict) -> list[str]:
         """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
         difference."""
-        mine, default = self.described(), method_described(Method(""))  # for fields that are younger than the description
-        other = other | {"methods": {key: default | method for key, method in other["methods"].items()}}
+        mine = self.described()
+        other = other | {"methods": {key: _completed(method) for key, method in other["methods"].items()}}
         common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
         pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
         pairs |= {name: (other.get(name), mine[name]) for name in mine
                   if name not in ("methods", "tasks", "seeds", "steps", "track")}
         pairs |= {f"steps of {key}": (other["steps"].get(key), mine["steps"].get(key)) for key in common["methods"]}
         return [name for name, (there, here) in pairs.items() if there != here]
+
+
+def _completed(method: dict) -> dict:
+    """A method's description, with defaults for the fields that are younger than it."""
+    whole = method_described(Method("")) | method
+    return whole | {"then": whole["then"] and _completed(whole["then"])}
 
 
 def from_description(described: dict) -> Experiment:
@@ -213,7 +228,7 @@ def _from_table(table: dict, stem: str) -> Experiment:
             raise ValueError(f"{name!r} is missing: {why}.")
     usual = TINY if table.get("model", "tiny") == "tiny" else Config()
     changes = table.get("config", {})
-    _refuse_unknown("[config]", changes, {f.name for f in fields(Config)} - {"seed"})
+    _refuse_unknown("[config]", changes, {f.name for f in fields(Config)} - {"seed", "order_seed", "sampling_seed"})
     return Experiment(**{"name": stem} | table | {
         "methods": {key: _method(key, given) for key, given in _keyed(table["methods"], "methods")},
         "tasks": {key: _task(key, given) for key, given in _keyed(table["tasks"], "tasks")},

@@ -25,6 +25,10 @@ CURVES = ("reward", "length", "cut", "teacher_samples", "tokens_sampled", "token
           "teacher_logp", "entropy")
 
 
+_SAMPLING = {"tokens_sampled": "tokens_sampled", "seconds": "seconds_rollout"}
+"""Budget -> the curve of what sampling takes of it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A trial in short. A curve has an entry per step; None stands for "not measured"."""
@@ -37,11 +41,11 @@ class Outcome:
     seed: int
     learning_rate: float
     planned: int
-    """Steps; fewer are there if the trial has not ended."""
+    """Steps; fewer are there if the trial has not ended. 0: it has not begun."""
     manifest: dict
     """The run's, without the validation problems' names."""
     curves: dict[str, list[float | None]] = field(default_factory=dict)
-    """See `StepRecord`; and "seconds", evaluations left out."""
+    """See `StepRecord`; and "seconds", evaluations left out, of which "seconds_rollout" went into rollouts."""
     validation: list[list[float]] = field(default_factory=list)
     """[step, success] of each evaluation on the way."""
     test: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -52,19 +56,24 @@ class Outcome:
     """The cause."""
 
     @classmethod
-    def of(cls, trial: Trial, folder: Path) -> Outcome | None:
-        """From a trial's folder; None if it has not begun, and did not fail either."""
+    def of(cls, trial: Trial, folder: Path) -> Outcome:
+        """From a trial's folder."""
         run = folder / trial.name
         failed = json.loads((run / "failed.json").read_text())["cause"] if (run / "failed.json").exists() else ""
         facts: dict[str, Any] = {"task": trial.task, "method": trial.method, "seed": trial.seed,
                                  "learning_rate": trial.learning_rate, "failed": failed}
         if not (run / "steps.jsonl").exists():
-            return cls(**facts, name=trial.method, planned=0, manifest={}) if failed else None
+            return cls(**facts, name=trial.method, planned=0, manifest={})
         log = RunLog.load(run)
         exam = json.loads((run / "test.json").read_text()) if (run / "test.json").exists() else {"success": {}, "way": {}}
         return cls(**facts, name=log.name, planned=log.planned, test=exam["success"], way=exam["way"],
                    curves=_curves(log.steps), validation=[[r.step, r.heldout] for r in log.steps if r.heldout is not None],
                    manifest={key: value for key, value in log.manifest.items() if key != "heldout"})
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        return self.failed or ("finished" if self.finished else "under way" if self.planned else "not begun")
 
     @property
     def finished(self) -> bool:
@@ -74,14 +83,16 @@ class Outcome:
     def budget(self, axis: str) -> np.ndarray:
         """(steps + 1,): what had been spent before the first step and after each, by an axis of `AXES`.
 
-        In a stage that learns nothing from its students they are sampled to be measured only: they cost it no tokens.
+        In a stage that learns nothing from its students they are sampled to be measured only: they cost it no tokens and no
+        time.
         """
         if axis == "steps":
             return np.arange(len(self.curves["reward"]) + 1.0)
         spent = np.array(self.curves[axis], dtype=float)
-        if axis == "tokens_sampled":
+        if axis in _SAMPLING:
             method = method_from(self.manifest["method"])
-            spent = spent * [method.at(step / self.planned).mu < 1 for step in range(len(spent))]
+            to_measure = [method.at(step / self.planned).mu == 1 for step in range(len(spent))]
+            spent = spent - np.array(self.curves[_SAMPLING[axis]], dtype=float) * to_measure
         return np.concatenate([[0.0], np.cumsum(spent)])
 
     def success(self, split: str = HELD_OUT) -> float:
@@ -103,7 +114,8 @@ def _curves(steps: Sequence[StepRecord]) -> dict[str, list[float | None]]:
         return value if value is None else round(float(value), 4)
 
     curves = {name: [rounded(getattr(r, name)) for r in steps] for name in CURVES}
-    return curves | {"seconds": [rounded(r.training_seconds) for r in steps]}
+    return curves | {"seconds": [rounded(r.training_seconds) for r in steps],
+                     "seconds_rollout": [rounded(r.seconds["rollout"]) for r in steps]}
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ class Results:
     """What an experiment came to."""
 
     found: list[Outcome]
-    """Of its trials as far as they have come, the tuning ones left out."""
+    """Of its trials as far as they have come, in their order; the tuning ones are left out."""
     base: dict[str, dict[str, float]] = field(default_factory=dict)
     """Task -> split -> the base model's success; tasks that nobody has looked at are missing."""
 
@@ -125,8 +137,7 @@ def collect(experiment: Experiment, folder: str | Path) -> Results:
         if path.exists():
             base[trial.task] = {split: float(np.mean(list(rates.values())))
                                 for split, rates in json.loads(path.read_text())["success"].items()}
-    trials = experiment.trials(chosen(experiment, folder))
-    return Results([found for trial in trials if (found := Outcome.of(trial, folder))], base)
+    return Results([Outcome.of(trial, folder) for trial in experiment.trials(chosen(experiment, folder))], base)
 
 
 def write(results: Results, path: Path) -> None:

@@ -22,8 +22,8 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from hapo_lab.experiments.exam import finished, look
-from hapo_lab.experiments.experiment import Experiment, Trial, from_description
+from hapo_lab.experiments.exam import IMITATOR, finished, imitator_of, look
+from hapo_lab.experiments.experiment import BASE, Experiment, Trial, from_description
 from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_available, memory_estimate
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.log import RunLog
@@ -50,7 +50,9 @@ class Failure:
 
 
 def prepare(experiment: Experiment, folder: Path) -> None:
-    """Write the experiment's description into its folder; ValueError if that holds another experiment."""
+    """Write the experiment's description into its folder; ValueError if that holds another one, or a task can't be made."""
+    for key in experiment.tasks:
+        experiment.task(key, experiment.seeds[0])
     refuse_another(experiment, folder)
     folder.mkdir(parents=True, exist_ok=True)
     disk.replace(folder / DESCRIPTION, (json.dumps(experiment.described(), indent=1) + "\n").encode())
@@ -103,17 +105,18 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
 
 def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
     """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at, and
-    with the base model."""
+    with the base model. A trial whose imitator (`exam.IMITATOR`) is still to come waits for it."""
     folder, processes = Path(folder), _affordable(experiment.model, processes)
     prepare(experiment, folder)
-    trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)]
+    trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)
+               and (IMITATOR not in experiment.methods or finished(imitator_of(folder / t.name, t)))]
     trials = [t for t in (*untrained(experiment), *trained) if not (folder / t.name / "test.json").exists()]
     return _all(look, trials, folder, processes, "looking at test problems")
 
 
 def untrained(experiment: Experiment) -> list[Trial]:
     """The base model on each task, as trials that take no step."""
-    return [Trial(task, "base", 0, 0.0) for task in experiment.tasks]
+    return [Trial(task, BASE, 0, 0.0) for task in experiment.tasks]
 
 
 def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]:
@@ -138,7 +141,7 @@ def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]
 
 def train(experiment: Experiment, trial: Trial, run: Path) -> None:
     """A trial's steps, or those that are left. It ends early, saved, when it is asked to stop or its parent is gone."""
-    trainer = Trainer(load_policy(experiment.model, seed=trial.seed), experiment.task(trial.task),
+    trainer = Trainer(load_policy(experiment.model, seed=trial.seed), experiment.task(trial.task, trial.seed),
                       experiment.methods[trial.method], experiment.config_of(trial), folder=run, resume=True,
                       engine=experiment.engine)
     track = tracking(get_trackers(experiment.track), trainer.log)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ from scipy import stats
 from hapo_lab.experiments.outcomes import HELD_OUT, Outcome, by_method
 
 RESAMPLES = 2000
-FEWEST = 4
-"""Runs on each side that can differ at the 5% level: four against four that do not overlap have p = 2 / 70 in a rank test."""
+FALSE = 0.05
+"""The chance of a false verdict: in a whole table, not in a row of it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval."""
+    """A number with its interval."""
 
     value: float
     low: float
@@ -37,7 +38,7 @@ def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndar
 
     Once anybody has looked at test problems, runs that nobody has looked at are left out.
     """
-    tasks, table = list(dict.fromkeys(o.task for o in found)), {}
+    tasks, table = list(dict.fromkeys(o.task for o in found if o.finished)), {}
     looked = any(o.test for o in found)
     for name, mine in by_method(found):
         cells = {(o.seed, o.task): o.success(split) for o in mine if not looked or split in o.test}
@@ -49,26 +50,45 @@ def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndar
 
 
 def interquartile_means(table: dict[str, np.ndarray]) -> dict[str, Estimate]:
-    """Of each method: the mean of the middle half of all its (seed, task) scores."""
+    """Of each method: the mean of the middle half of all its (seed, task) scores, with a 95% interval."""
     library, metrics = _rliable()
     return _estimates(library, table, lambda x: np.array([metrics.aggregate_iqm(x)]))
 
 
 def improvements(table: dict[str, np.ndarray], over: str) -> dict[str, Estimate]:
-    """P(a run of the method beats one of `over`), averaged over tasks, a tie counting half, for each other method."""
+    """P(a run of the method beats one of `over`), averaged over tasks, a tie counting half, for each other method.
+
+    The intervals hold together at 95%: with m other methods each is one of 1 - 0.05 / m (Bonferroni).
+    """
     library, metrics = _rliable()
     pairs = {name: (mine, table[over]) for name, mine in table.items() if name != over}
-    return _estimates(library, pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]))
+    return _estimates(library, pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), len(pairs))
 
 
-def verdict(improvement: Estimate, runs: int) -> str:
-    """In words, and only what the interval carries. `runs`: of the smaller side.
+def enough(runs: int, others: int = 1) -> bool:
+    """Whether so many runs on each side can differ, in one of so many comparisons.
 
-    A bootstrap of few runs that do not overlap has no width at all, so fewer than `FEWEST` never tell anything apart.
+    A bootstrap of runs that do not overlap has no width at all, however few they are. The rank test then has
+    p = 2 / C(2 runs, runs), of four against four 2 / 70.
+
+    >>> enough(3), enough(4), enough(4, others=11), enough(10, others=11)
+    (False, True, False, True)
     """
-    if runs < FEWEST:
+    return 2 / comb(2 * runs, runs) < FALSE / others
+
+
+def verdict(improvement: Estimate, runs: int, others: int = 1) -> str:
+    """In words, and only what the interval carries. `runs`: of the smaller side; `others`: see `enough`."""
+    if not enough(runs, others):
         return "too few runs"
     return "better" if improvement.low > 0.5 else "worse" if improvement.high < 0.5 else "not told apart"
+
+
+def verdicts(table: dict[str, np.ndarray], over: str) -> dict[str, tuple[Estimate, str]]:
+    """Of each other method: `improvements`, and what that says in words. {} where `over` has no runs."""
+    won = improvements(table, over) if over in table else {}
+    return {name: (estimate, verdict(estimate, min(len(table[name]), len(table[over])), len(won)))
+            for name, estimate in won.items()}
 
 
 def profiles(table: dict[str, np.ndarray], levels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -96,18 +116,18 @@ def band(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.nd
     return mean, mean - half, mean + half
 
 
-def _estimates(library: Any, table: dict, measure: Any) -> dict[str, Estimate]:
-    values, intervals = _intervals(library, table, measure)
+def _estimates(library: Any, table: dict, measure: Any, comparisons: int = 1) -> dict[str, Estimate]:
+    values, intervals = _intervals(library, table, measure, 1 - FALSE / max(comparisons, 1))
     return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in table}
 
 
-def _intervals(library: Any, table: dict, measure: Any) -> tuple[dict, dict]:
+def _intervals(library: Any, table: dict, measure: Any, size: float = 1 - FALSE) -> tuple[dict, dict]:
     """rliable 1.2.0 resamples by numpy's global generator, whatever random state it is given: so that one is seeded, and put
     back."""
     before = np.random.get_state()
     np.random.seed(0)
     try:
-        return library.get_interval_estimates(table, measure, reps=RESAMPLES)
+        return library.get_interval_estimates(table, measure, reps=RESAMPLES, confidence_interval_size=size)
     finally:
         np.random.set_state(before)
 

@@ -14,16 +14,15 @@ from scipy import stats
 
 from hapo_lab.experiments.outcomes import AXES, HELD_OUT, Outcome, by_method
 from hapo_lab.experiments.statistics import (
-    FEWEST,
     RESAMPLES,
     Estimate,
     band,
-    improvements,
+    enough,
     interquartile_means,
     median_to,
     profiles,
     scores,
-    verdict,
+    verdicts,
 )
 from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, style, to_png, write
 
@@ -59,7 +58,8 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
 
 
 def interval_figure(found: Sequence[Outcome], over: str | None = None, split: str = HELD_OUT) -> Figure:
-    """Interquartile means, and the probability that a method's run beats one of `over`, with 95% intervals.
+    """Interquartile means with 95% intervals, and the probability that a method's run beats one of `over`, with intervals that
+    hold together at 95%.
 
     `over`: a method's name in figures; by default HAPO's, or the first method's where HAPO is not compared.
     """
@@ -68,17 +68,35 @@ def interval_figure(found: Sequence[Outcome], over: str | None = None, split: st
     order = sorted(means, key=lambda name: means[name].value)
     axes = grid(figure, 1, 2)
     _dots(axes[0], {name: means[name] for name in order}, colours, f"success, {_where(found, split)}")
-    won = improvements(table, over) if over in table else {}
-    won_or_itself = won | {over: Estimate(0.5, 0.5, 0.5)}
-    _dots(axes[1], {name: won_or_itself[name] for name in order if name in won_or_itself}, colours,
-          f"P(better than a run of {over})")
+    told = verdicts(table, over)
+    won = {name: estimate for name, (estimate, _) in told.items()} | {over: Estimate(0.5, 0.5, 0.5)}
+    _dots(axes[1], {name: won[name] for name in order if name in won}, colours, f"P(better than a run of {over})")
     axes[1].axvline(0.5, color=style.faint, lw=1, ls=":")
-    told = [f"{name} {word}" for name in reversed(order) if name in won
-            for word in [verdict(won[name], min(len(table[name]), len(table[over])))] if word in ("better", "worse")]
+    apart = [f"{name} {told[name][1]}" for name in reversed(order) if name in told and told[name][1] in ("better", "worse")]
     runs = sorted({len(rows) for rows in table.values()})
     panel_title(axes[0], f"Each of {' to '.join(map(str, runs[:1] + runs[1:][-1:]))} runs: the middle half's mean")
     panel_title(axes[1], f"At 0.5 nothing tells a method apart from {over}")
-    headline(figure, f"Told apart from {over}: " + (", ".join(told) if told else "none"))
+    headline(figure, f"Told apart from {over}: " + (", ".join(apart) if apart else "none"))
+    return figure
+
+
+def task_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
+    """Interquartile means with their 95% intervals over an experiment's tasks, in their order: a line per method."""
+    figure, colours, means = Figure(), _colours(found), _by_task(found, split)
+    ax, = grid(figure, 1, 1)
+    frame(ax, "task", f"success, {_where(found, split)}")
+    labels, shift = [], 0.3 / max(len(colours), 1)
+    for i, name in enumerate(colours):
+        points = [(at + shift * (i - (len(colours) - 1) / 2), row[name]) for at, row in enumerate(means.values()) if name in row]
+        places = [at for at, _ in points]
+        ax.plot(places, [e.value for _, e in points], "o-", color=colours[name], lw=1.6, ms=8)
+        ax.vlines(places, [e.low for _, e in points], [e.high for _, e in points], color=colours[name], lw=5, alpha=0.35)
+        if points:
+            labels.append((len(means) - 1.2, points[-1][1].value, name, colours[name]))
+    ax.set(xlim=(-0.3, len(means) - 0.7), ylim=(0, 1.02))
+    end_labels(ax, labels)
+    ax.set_xticks(range(len(means)), list(means))
+    headline(figure, "Success by task: the middle half's mean and its 95% interval")
     return figure
 
 
@@ -143,7 +161,7 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
     """Success of two methods (by short name) in the runs of some seeds; and the difference of their means, with the 95%
     interval of a percentile bootstrap over runs.
 
-    Numbers: "difference", "low" and "high", of which the last two are nan with fewer than `FEWEST` seeds. ValueError: no seed.
+    Numbers: "difference", "low" and "high", of which the last two are nan unless the seeds are `enough`. ValueError: no seed.
     """
     if not seeds:
         raise ValueError("No seed is chosen: switch at least one on.")
@@ -161,7 +179,7 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
     left.set_ylim(-0.5, 1.6)
     (first, one), (second, other) = ((name, np.array([runs[seed] for seed in seeds])) for name, runs in pair.items())
     difference, low, high = float(one.mean() - other.mean()), np.nan, np.nan
-    if len(seeds) >= FEWEST:
+    if enough(len(seeds)):
         interval = stats.bootstrap((one, other), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile",
                                    n_resamples=RESAMPLES, rng=0).confidence_interval
         low, high = float(interval.low), float(interval.high)
@@ -174,7 +192,7 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
     right.set(xlim=(-spread, spread), ylim=(-1, 1))
     panel_title(left, f"{len(seeds)} seeds chosen; each dot is a run" if len(seeds) > 1 else "1 seed chosen; each dot is a run")
     panel_title(right, f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]" if low == low
-                else f"{difference:+.3f}, and no interval from fewer than {FEWEST} runs each")
+                else f"{difference:+.3f}, and no interval from so few runs")
     headline(figure, f"{first} over {second}: " + (
         "nothing can be said" if low != low else "better" if low > 0 else "worse" if high < 0 else "not told apart"))
     return figure, {"difference": difference, "low": low, "high": high}
@@ -187,18 +205,26 @@ def table(found: Sequence[Outcome], over: str | None = None) -> list[str]:
     """Markdown: success with its interval, the verdict over a method (see `interval_figure`), and what it spent to `LEVEL`."""
     numbers, over = scores(found), over or _reference(found)
     means = interquartile_means(numbers)
-    won = improvements(numbers, over) if over in numbers else {}
-    rows = [f"| method | runs | learning rate | success, {_where(found, HELD_OUT)}: IQM [95%] | P(better than {over}) [95%] "
+    told = verdicts(numbers, over)
+    rows = [f"| method | runs | learning rate | success, {_where(found, HELD_OUT)}: IQM [95%] | P(better than {over}) "
             "| verdict | " + " | ".join(f"{words} to {LEVEL:.0%}" for words in AXES.values()) + " |",
             "|---" * (6 + len(AXES)) + "|"]
     for name, runs in by_method(found):
         if name not in means:
             continue
         rates = ", ".join(f"{rate:g}" for rate in sorted({o.learning_rate for o in runs}))
-        word = verdict(won[name], min(len(numbers[name]), len(numbers[over]))) if name in won else ""
+        won, word = told.get(name, ("", ""))
         spent = " | ".join("never" if np.isinf(x := median_to(runs, LEVEL, axis)) else f"{x:,.0f}" for axis in AXES)
-        rows.append(f"| {name} | {len(numbers[name])} | {rates} | {means[name]} | {won.get(name, '')} | {word} | {spent} |")
+        rows.append(f"| {name} | {len(numbers[name])} | {rates} | {means[name]} | {won} | {word} | {spent} |")
     return rows
+
+
+def task_table(found: Sequence[Outcome], split: str = HELD_OUT) -> list[str]:
+    """Markdown: success by method and task."""
+    means = _by_task(found, split)
+    rows = [f"| success, {_where(found, split)}: IQM [95%] | " + " | ".join(means) + " |", "|---" * (1 + len(means)) + "|"]
+    return rows + [f"| {name} | " + " | ".join(str(row.get(name, "")) for row in means.values()) + " |"
+                   for name, _ in by_method(found)]
 
 
 def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -229,17 +255,25 @@ def way_table(found: Sequence[Outcome]) -> list[str]:
 
 def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
            base: Mapping[str, Mapping[str, float]] | None = None) -> list[Path]:
-    """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished."""
+    """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished.
+
+    Where it has several tasks, each has a table and a picture of its budgets, since a mean over tasks hides what differs.
+    """
     if not scores(found):
         raise ValueError("no trial has finished: run the experiment first.")
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = list(dict.fromkeys(o.task for o in found if o.finished))
+    of = {task: [o for o in found if o.task == task] for task in tasks}
     text = table(found, over)
+    if len(tasks) > 1:
+        text = [*task_table(found), "", "All tasks together:", "", *text]
+        text += [line for task in tasks for line in ("", f"{task}:", "", *table(of[task], over))]
     if any(o.test for o in found):
         text += ["", *split_table(found, base or {}), "", *way_table(found)]
     else:
         text.append("\nNobody has looked at the test problems: success is on validation problems, at the last evaluation.")
     if unfinished := [o for o in found if not o.finished]:
-        text += ["\nNot finished:"] + [f"- {o.task}, {o.method}, seed {o.seed}: {o.failed or 'under way'}" for o in unfinished]
+        text += ["\nNot finished:"] + [f"- {o.task}, {o.method}, seed {o.seed}: {o.state}" for o in unfinished]
     (folder / "table.md").write_text("\n".join(text) + "\n")
     with open(folder / "trials.csv", "w", newline="") as file:
         splits = sorted({split for o in found for split in o.test})
@@ -250,13 +284,23 @@ def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
             spent = [o.budget(axis)[-1] if o.curves else "" for axis in AXES]
             writer.writerow([o.task, o.method, o.name, o.seed, o.learning_rate, o.finished,
                              o.validation[-1][1] if o.validation else "", *tested, *spent])
-    figures = {"budgets": budget_figure(found), "intervals": interval_figure(found, over), "profiles": profile_figure(found)}
+    figures = {"intervals": interval_figure(found, over), "profiles": profile_figure(found)}
+    if len(tasks) > 1:
+        figures |= {"tasks": task_figure(found)} | {f"budgets-{task}": budget_figure(of[task]) for task in tasks}
+    else:
+        figures |= {"budgets": budget_figure(found)}
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(to_png(figure))
     return [folder / name for name in ("table.md", "trials.csv", *(f"{name}.png" for name in figures))]
 
 
 # parts -------------------------------------------------------------------------------------------------------------
+
+
+def _by_task(found: Sequence[Outcome], split: str) -> dict[str, dict[str, Estimate]]:
+    """Task -> method's name -> its interquartile mean there."""
+    return {task: interquartile_means(scores([o for o in found if o.task == task], split))
+            for task in dict.fromkeys(o.task for o in found if o.finished)}
 
 
 def _colours(found: Sequence[Outcome]) -> dict[str, str]:

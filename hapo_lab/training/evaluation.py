@@ -78,6 +78,13 @@ def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
                    completion.finished, completion.logps)
 
 
+def draw(policy: Policy, engine: Engine, task: Task, problems: Sequence[Problem], n: int, sampling: Sampling,
+         seed: int) -> list[tuple[Rollout, ...]]:
+    """n completions of each problem, graded."""
+    completions = engine.generate([prompt_ids(policy, p) for p in problems], n, sampling, seed)
+    return [tuple(grade(task, p, c) for c in group) for p, group in zip(problems, completions, strict=True)]
+
+
 def demonstrated(policy: Policy, task: Task, problem: Problem, limit: int, most: int = 1) -> list[Rollout]:
     """The first `most` of a problem's demonstrations as graded rollouts; none that is longer than `limit` tokens."""
     found = []
@@ -113,7 +120,5 @@ def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem
     for start in range(0, len(problems), batch):
         some = problems[start:start + batch]
         with computing_with(policy.threads):
-            completions = engine.generate([prompt_ids(policy, p) for p in some], samples, sampling,
-                                          derive(seed, "evaluation", start))
-        rollouts += [tuple(grade(task, p, c) for c in group) for p, group in zip(some, completions, strict=True)]
+            rollouts += draw(policy, engine, task, some, samples, sampling, derive(seed, "evaluation", start))
     return Evaluation(tuple(problems), tuple(rollouts))

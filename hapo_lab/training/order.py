@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from hapo_lab.reproducibility.seeds import derive
-from hapo_lab.tasks.problem import Problem, Task
+from hapo_lab.tasks.problem import Problem
 from hapo_lab.training.config import Config
 
 
-def problems_of(step: int, task: Task, config: Config) -> list[Problem]:
-    """The step's problems: the training split in a new order each time round."""
-    first, size = (step - 1) * config.prompts, len(task.train)
+def problems_of(step: int, problems: Sequence[Problem], config: Config) -> list[Problem]:
+    """The step's, of all that there are to train on: in a new order each time round."""
+    first, size = (step - 1) * config.prompts, len(problems)
     places = [divmod(i, size) for i in range(first, first + config.prompts)]
     orders = {epoch: _order(epoch, size, config) for epoch, _ in places}
-    return [task.train[orders[epoch][i]] for epoch, i in places]
+    return [problems[orders[epoch][i]] for epoch, i in places]
 
 
-def others_for(step: int, again: int, task: Task, config: Config) -> list[Problem]:
+def others_for(step: int, again: int, problems: Sequence[Problem], config: Config) -> list[Problem]:
     """Problems to draw in addition, the `again`-th time in this step, by a method that throws dead groups away."""
     rng = random.Random(derive(config.seed_of("order"), "redraw", step, again))
-    return rng.sample(task.train, min(config.prompts, len(task.train)))
+    return rng.sample(problems, min(config.prompts, len(problems)))
 
 
 def _order(epoch: int, size: int, config: Config) -> list[int]:

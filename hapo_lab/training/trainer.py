@@ -14,7 +14,7 @@ from typing import Protocol
 
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
-from hapo_lab.gates import Gate, numbers_of, warn_of_size, with_numbers
+from hapo_lab.gates import Gate, number, numbers_of, warn_of_size, with_numbers
 from hapo_lab.methods import LESSON, Method, judge, teach
 from hapo_lab.policy.agreement import engine_differs, engine_gap
 from hapo_lab.policy.chat import prompt_ids
@@ -30,7 +30,7 @@ from hapo_lab.runs.record import StepRecord, changed_entries, record_of
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
-from hapo_lab.training.evaluation import demonstrated, evaluate, grade
+from hapo_lab.training.evaluation import demonstrated, draw, evaluate
 from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
 from hapo_lab.training.order import others_for, problems_of
@@ -86,7 +86,8 @@ class Trainer:
             refuse_what_no_one_can_rebuild(method)
         self._end_background()
         self._check_prompts()
-        self._warn(method.gate)
+        for stage in method.stages:
+            self._warn(stage.gate)
         self.gate_state: dict = {}
         """What the gate remembers from step to step, as JSON; checkpoints hold it."""
         self.waiting: list[str] = []
@@ -138,7 +139,7 @@ class Trainer:
         or the method's gate has none of that name.
         """
         asked = {"alpha": alpha, "beta": beta, "threshold": threshold}
-        numbers = {name: _number(name, value) for name, value in asked.items() if value is not None}
+        numbers = {name: number(name, value) for name, value in asked.items() if value is not None}
         with self.log.lock:
             before = self.gate
             if unknown := numbers.keys() - numbers_of(before):
@@ -235,13 +236,14 @@ class Trainer:
         enough = ceil(method.aside * self.config.prompts)
         if len(waiting) < enough:
             return [], waiting
-        problems = {p.key: p for p in self.task.train}
+        problems = {p.key: p for p in self._shown}
         due = [problems[key] for key in waiting[:enough]]
         return [teach(LESSON, Group(p, ()), self.demonstration(p)) for p in due], waiting[enough:]
 
     def problems(self, step: int) -> list[Problem]:
-        """The step's problems: the training split in a new order each time round."""
-        return problems_of(step, self.task, self.config)
+        """The step's problems: the training split in a new order each time round. A method that only imitates is given those
+        that have a demonstration, if there are any."""
+        return problems_of(step, self._shown if self._method(step).mu == 1 and self._shown else self.task.train, self.config)
 
     def _sample(self, step: int, method: Method) -> tuple[list[Group], list[Group]]:
         """The step's groups as sampled, and those that a method with `redraws` has thrown away for others.
@@ -249,22 +251,29 @@ class Trainer:
         If no more than that many redraws fill the step, it goes on with the mixed groups that there are; without any, with
         its first ones, which teach nothing.
         """
-        n, seed = self.config.group_size - method.teacher_seats, derive(self.config.seed_of("sampling"), "rollouts", step)
-        drawn = self._draw(self.problems(step), n, seed)
+        seed = derive(self.config.seed_of("sampling"), "rollouts", step)
+        drawn = self._draw(self.problems(step), method, seed)
         if not method.redraws:
             return drawn, []
         for again in range(1, method.redraws + 1):
             if sum(not g.dead for g in drawn) >= self.config.prompts:
                 break
-            drawn += self._draw(others_for(step, again, self.task, self.config), n, derive(seed, "redraw", again))
+            drawn += self._draw(others_for(step, again, self.task.train, self.config), method, derive(seed, "redraw", again))
         kept = [g for g in drawn if not g.dead][:self.config.prompts] or drawn[:self.config.prompts]
         return kept, [g for g in drawn if not any(g is other for other in kept)]
 
-    def _draw(self, problems: list[Problem], n: int, seed: int) -> list[Group]:
-        """Groups of n rollouts, graded."""
-        drawn = self.engine.generate([prompt_ids(self.policy, p) for p in problems], n, self.sampling, seed)
-        return [Group(p, tuple(grade(self.task, p, c) for c in completions))
-                for p, completions in zip(problems, drawn, strict=True)]
+    def _draw(self, problems: list[Problem], method: Method, seed: int) -> list[Group]:
+        """Groups of rollouts, graded: one rollout less where a demonstration has a reserved seat."""
+        seats = method.teacher_seats
+        sizes = [self.config.group_size - (seats if seats and self.demonstration(p) else 0) for p in problems]
+        groups: dict[int, Group] = {}
+        for n in sorted(set(sizes)):
+            places = [i for i, size in enumerate(sizes) if size == n]
+            some = [problems[i] for i in places]
+            drawn = draw(self.policy, self.engine, self.task, some, n, self.sampling,
+                         seed if len(some) == len(problems) else derive(seed, "of", n))
+            groups |= {i: Group(p, rollouts) for i, p, rollouts in zip(places, some, drawn, strict=True)}
+        return [groups[i] for i in range(len(problems))]
 
     def _compare(self, sampled: list[Group]) -> None:
         """TrainingError if the engine samples from another policy than the one that is trained."""
@@ -295,9 +304,9 @@ class Trainer:
             if (length := len(prompt_ids(self.policy, problem))) > self.policy.context - new:
                 raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
                                  f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
-        for problem in self.task.train:
-            demonstrated(self.policy, self.task, problem, new, self.method.teachers)
-        if self.method.teachers > 1 and not any(problem.more_demonstrations for problem in self.task.train):
+        most = max(stage.teachers for stage in self.method.stages)
+        self._shown = tuple(p for p in self.task.train if demonstrated(self.policy, self.task, p, new, most))
+        if most > 1 and not any(problem.more_demonstrations for problem in self.task.train):
             raise ValueError(f"{self.method.name} takes several demonstrations a problem, and task {self.task.name!r} has one "
                              "at most: add more, or choose another method.")
 
@@ -388,10 +397,3 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
     policy, task, method, config = rebuild(manifest)
     config = replace(config, steps=steps or config.steps)
     return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
-
-
-def _number(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"gate: the {name} is {value!r}; it must be a number.") from None
