@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import WholeCompletions, mixed, write
@@ -119,6 +120,17 @@ def tiny(steps: int) -> dict[str, float]:
     return {"here": sum(here) / len(here), "cpu": sum(there) / len(there)}
 
 
+def table(shapes: dict[str, dict[str, Any]]) -> list[str]:
+    """Markdown: a row per shape; "none" for the peak memory of a CPU."""
+    rows = ["| shape | rollout | tokens a second | of the bandwidth | update | of the matrix rate | peak memory |",
+            "|---" * 7 + "|"]
+    for name, row in shapes.items():
+        peak = f"{row['peak_gib']:.1f} GiB" if row["peak_gib"] else "none"
+        rows.append(f"| {name} | {row['rollout_seconds']:.1f} s | {row['tokens_per_second']:.0f} "
+                    f"| {row['share_of_bandwidth']:.1%} | {row['update_seconds']:.1f} s | {row['share_of_matrix_rate']:.1%} | {peak} |")
+    return rows
+
+
 def main(out: Path | None, dry: bool) -> None:
     began, device = time.monotonic(), torch.device("cpu") if dry else default_device()
     if device.type != "cuda" and not dry:
@@ -134,10 +146,7 @@ def main(out: Path | None, dry: bool) -> None:
             print(f"{shape.name}: does not fit: {error}", flush=True)
             continue
         found["shapes"][shape.name] = {"shape": asdict(shape)} | figures
-        print(f"{shape.name}: rollout {figures['rollout_seconds']:.1f} s ({figures['tokens_per_second']:.0f} tokens/s, "
-              f"{figures['share_of_bandwidth']:.1%} of the bandwidth), update {figures['update_seconds']:.1f} s "
-              f"({figures['share_of_matrix_rate']:.1%} of the matrix rate), peak {figures['peak_gib'] or 0:.1f} GiB",
-              flush=True)
+        print("\n".join(table(found["shapes"])), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if out:  # so much is kept, whatever comes
