@@ -126,8 +126,9 @@ def table(shapes: dict[str, dict[str, Any]]) -> list[str]:
             "|---" * 7 + "|"]
     for name, row in shapes.items():
         peak = f"{row['peak_gib']:.1f} GiB" if row["peak_gib"] else "none"
-        rows.append(f"| {name} | {row['rollout_seconds']:.1f} s | {row['tokens_per_second']:.0f} "
-                    f"| {row['share_of_bandwidth']:.1%} | {row['update_seconds']:.1f} s | {row['share_of_matrix_rate']:.1%} | {peak} |")
+        rollout, update = f"{row['rollout_seconds']:.1f} s", f"{row['update_seconds']:.1f} s"
+        rows.append(f"| {name} | {rollout} | {row['tokens_per_second']:.0f} | {row['share_of_bandwidth']:.1%} | {update} "
+                    f"| {row['share_of_matrix_rate']:.1%} | {peak} |")
     return rows
 
 
