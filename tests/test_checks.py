@@ -13,7 +13,10 @@ RIGHT = {
     "teacher_advantage": lambda S, N: (N - 1 - S) / N, "posterior_mean": lambda S, N, a0, b0: (a0 + S) / (N + a0 + b0),
     "clipped": lambda rho, A: min(rho * A, min(max(rho, 0.8), 1.2) * A),
     "sixteen": 0.2108, "can_close": lambda N, a, b, g: N * (1 - g) >= g * (a + b) - a, "smallest_pure_group": 8,
-    "draw_at_one": 0.134}
+    "draw_at_one": 0.134, "middle_half": lambda scores: np.sort(scores)[len(scores) // 4:-(len(scores) // 4)].mean(),
+    "beats": lambda x, y: sum((a > b) + (a == b) / 2 for a in x for b in y) / (len(x) * len(y)),
+    "confounders": ["scale", "eps_low", "eps_high", "aggregation", "entropy_bonus"],
+    "carried": lambda low, high: "better" if low > 0.5 else "worse" if high < 0.5 else "not told apart"}
 
 WRONG = [
     ("posterior_mean", lambda S, N, a, b: (a + S) / N, "you divided by N: the posterior holds N + a0 + b0"),
@@ -34,7 +37,28 @@ WRONG = [
     ("can_close", lambda N, a, b, g: a + N >= 0.8 * (a + b + N), "for gamma = 0.8 alone"),
     ("smallest_pure_group", 3, "*probability*"),
     ("smallest_pure_group", 7, "only failure"), ("draw_at_one", 0.168, "left out the prior"),
-    ("draw_at_one", 0, "a draw from Beta(9, 1)")]
+    ("draw_at_one", 0, "a draw from Beta(9, 1)"), ("middle_half", np.mean, "the mean of all"),
+    ("middle_half", np.median, "the median"), ("middle_half", lambda x: np.mean(x[len(x) // 4:-(len(x) // 4)]), "sort first"),
+    ("middle_half", lambda x: np.subtract(*np.quantile(x, [0.75, 0.25])), "how wide"),
+    ("middle_half", lambda x: np.mean(sorted(x)[len(x) // 2:]), "the upper half"),
+    ("middle_half", lambda x: np.mean(sorted(x)[1:-1]), "not one score"),
+    ("beats", lambda x, y: np.mean(np.array(x)[:, None] > np.array(y)), "with probability 0"),
+    ("beats", lambda x, y: np.mean(np.array(x)[:, None] >= np.array(y)), "with certainty"),
+    ("beats", lambda x, y: np.mean([(a < b) + (a == b) / 2 for a in x for b in y]), "the second list wins"),
+    ("beats", lambda x, y: np.mean(x) - np.mean(y), "difference of the means"),
+    ("beats", lambda x, y: np.mean([(a > b) + (a == b) / 2 for a, b in zip(x, y, strict=False)]), "its neighbour"),
+    ("beats", lambda x, y: np.mean(x) > np.mean(y), "means alone"),
+    ("confounders", {"scale", "eps_low", "eps_high"}, "how tokens make a loss, a bonus"),
+    ("confounders", ["scale", "gate"], "never opens"), ("confounders", ["teacher_seats"], "in every group"),
+    ("confounders", ["shaping"], "p / (p + 0.1)"), ("confounders", ["kl"], "KL penalty"),
+    ("confounders", ["learning_rate"], "no field in which they differ"), ("confounders", "scale", "still missing"),
+    ("carried", lambda low, high: "better" if low + high > 1 else "worse", "for (0.3, 0.7)"),
+    ("carried", lambda low, high: ["worse", "not told apart", "better"][int(np.sign(low + high - 1)) + 1], "the middle"),
+    ("carried", lambda low, high: "better" if low > 0 else "worse", "0 is no difference of two means"),
+    ("carried", lambda low, high: "better" if high > 0.5 else "worse", "may still hold it"),
+    ("carried", lambda low, high: "worse" if low > 0.5 else "better" if high < 0.5 else "not told apart", "the other way"),
+    ("carried", lambda low, high: "better" if low >= 0.5 else "worse" if high <= 0.5 else "not told apart", "exactly at 0.5"),
+    ("carried", lambda low, high: low > 0.5, "it should be one of")]
 
 
 def test_every_exercise_is_tried_here():

@@ -250,6 +250,83 @@ def whisper(answer: Any) -> Mark:
         "250 times quieter, just where the student knows least.", "Divide 1/4 by 0.1 p / (p + 0.1)^2.", tolerance=0.015)
 
 
+# 06 a fair comparison ----------------------------------------------------------------------------------------------
+
+
+@exercise
+def middle_half(answer: Any) -> Mark:
+    """a function of a list of scores, 4 or 8 of them: the mean of its middle half"""
+    def iqm(scores: Any) -> float:
+        kept, cut = np.sort(np.asarray(scores, float)), len(scores) // 4
+        return float(kept[cut:len(kept) - cut].mean())
+
+    cases = [([0.9, 0.1, 0.8, 0.4],), ([0.0, 0.7, 0.9, 0.91, 0.93, 0.95, 0.2, 0.6],)]
+    return _function(answer, iqm, cases, [
+        (lambda x: np.mean(x), "that is the mean of all: one unlucky seed moves it as far as it likes"),
+        (lambda x: np.median(x), "that is the median: it throws away all but the middle one or two"),
+        (lambda x: np.mean(np.asarray(x)[len(x) // 4:len(x) - len(x) // 4]), "sort first: the middle is of the scores, not of "
+         "the list"),
+        (lambda x: np.quantile(x, 0.75) - np.quantile(x, 0.25), "that is how wide the middle half is, not its mean"),
+        (lambda x: np.mean(np.sort(x)[len(x) // 2:]), "that is the upper half: leave out the best quarter as well"),
+        (lambda x: np.mean(np.sort(x)[1:-1]), "leave out a quarter at each end, not one score")],
+        "neither the luckiest quarter nor the unluckiest one decides.")
+
+
+@exercise
+def beats(answer: Any) -> Mark:
+    """a function of two lists of scores: the share of pairs in which the first list's score is higher, a tie counting half"""
+    def compare(win: Callable) -> Callable:
+        return lambda x, y: np.mean([[win(a, b) for b in y] for a in x])
+
+    cases = [([0.9, 0.5], [0.5, 0.1]), ([0.2, 0.3, 0.9], [0.8, 0.25]), ([0.0, 0.0], [0.0, 0.0])]
+    return _function(answer, compare(lambda a, b: (a > b) + (a == b) / 2), cases, [
+        (compare(lambda a, b: a > b), "a tie counts half, or two dead methods would each beat the other with probability 0"),
+        (compare(lambda a, b: a >= b), "a tie counts half, or two dead methods would each beat the other with certainty"),
+        (compare(lambda a, b: (a < b) + (a == b) / 2), "that is how often the second list wins"),
+        (lambda x, y: np.mean(x) - np.mean(y), "that is the difference of the means: count the pairs that are won"),
+        (lambda x, y: np.mean([(a > b) + (a == b) / 2 for a, b in zip(x, y, strict=False)]),
+         "each score of the first list meets each of the second, not its neighbour alone"),
+        (lambda x, y: float(np.mean(x) > np.mean(y)), "the means alone are compared: count the pairs of runs that are won")],
+        "it asks what the next run will show, and not how large the difference is.")
+
+
+@exercise
+def confounders(answer: Any) -> Mark:
+    """field names of `Method`: where LUFFY as released differs from LUFFY on HAPO's conventions, the name left out"""
+    given = {answer} if isinstance(answer, str) else {str(name) for name in answer}
+    wanted = {"scale", "eps_low", "eps_high", "aggregation", "entropy_bonus"}
+    if given - {"name"} == wanted:
+        return Mark(True, "five things change at once, so a difference between the two has no single cause.")
+    shared = {"gate": "both have a gate that never opens", "teacher_seats": "both reserve a seat in every group",
+              "shaping": "both shape the teacher's tokens by p / (p + 0.1)", "kl": "neither has a KL penalty"}
+    for name, says in shared.items():
+        if name in given:
+            return Mark(False, f"{name} is no difference: {says}")
+    if unknown := sorted(given - wanted - {"name"}):
+        return Mark(False, f"{', '.join(unknown)}: no field in which they differ. Compare the two with getattr, field by field")
+    missing = {"scale": "how advantages are scaled", "eps_low": "the clip below", "eps_high": "the clip above",
+               "aggregation": "how tokens make a loss", "entropy_bonus": "a bonus in the objective"}
+    return Mark(False, f"still missing: {', '.join(missing[name] for name in missing if name not in given)}")
+
+
+@exercise
+def carried(answer: Any) -> Mark:
+    """a function of low and high, the interval of P(better than HAPO), that says "better", "worse" or "not told apart" of it"""
+    words = {"worse": -1, "not told apart": 0, "better": 1}
+    cases = [(0.55, 0.9), (0.1, 0.45), (0.3, 0.7), (0.45, 0.95), (0.05, 0.55), (0.5, 0.9), (0.1, 0.5)]
+    said = [answer(*case) for case in cases]
+    if odd := {word for word in said if not _is_open(word)} - set(words):
+        return Mark(False, f"yours says {', '.join(map(repr, odd))}; it should be one of {', '.join(map(repr, words))}")
+    return _function(lambda *case: words.get(answer(*case)), lambda low, high: (low > 0.5) - (high < 0.5), cases, [
+        (lambda low, high: np.sign(low + high - 1), "you asked on which side the middle lies: an interval that holds 0.5 "
+         "carries no ranking"),
+        (lambda low, high: (low > 0) - (high < 0), "0 is no difference of two means; no difference in who wins is 0.5"),
+        (lambda low, high: 1 if high > 0.5 else -1, "an interval that reaches above 0.5 may still hold it"),
+        (lambda low, high: (high < 0.5) - (low > 0.5), "the other way around: above 0.5 the method wins more often than HAPO"),
+        (lambda low, high: (low >= 0.5) - (high <= 0.5), "an interval that ends exactly at 0.5 still holds it")],
+        "nothing is ranked that an interval does not carry.")
+
+
 # 07 asymptotic purity ----------------------------------------------------------------------------------------------
 
 

@@ -85,9 +85,9 @@ def task_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
     figure, colours, means = Figure(), _colours(found), _by_task(found, split)
     ax, = grid(figure, 1, 1)
     frame(ax, "task", f"success, {_where(found, split)}")
-    labels, shift = [], 0.3 / max(len(colours), 1)
-    for i, name in enumerate(colours):
-        points = [(at + shift * (i - (len(colours) - 1) / 2), row[name]) for at, row in enumerate(means.values()) if name in row]
+    labels, shifts = [], np.linspace(-0.15, 0.15, len(colours)) if len(colours) > 1 else [0.0]
+    for name, shift in zip(colours, shifts, strict=True):
+        points = [(at + shift, row[name]) for at, row in enumerate(means.values()) if name in row]
         places = [at for at, _ in points]
         ax.plot(places, [e.value for _, e in points], "o-", color=colours[name], lw=1.6, ms=8)
         ax.vlines(places, [e.low for _, e in points], [e.high for _, e in points], color=colours[name], lw=5, alpha=0.35)
