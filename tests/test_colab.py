@@ -89,9 +89,14 @@ def test_a_wheel_that_is_broken_is_an_error_of_pip(tmp_path):
 # what is missing -----------------------------------------------------------------------------------------------------
 
 
+def test_a_lesson_asks_for_an_optional_part(monkeypatch):
+    monkeypatch.setattr("hapo_lab.notebook.colab.installed_version", lambda name: None if name == "rliable" else "99")
+    assert "rliable==1.2.0" in missing("compare") and "rliable==1.2.0" not in missing()
+
+
 def test_what_is_left_alone_is_never_asked_for(monkeypatch):
     wanted = [*(f"{name}>=99" for name in LEFT_ALONE), "scipy>=99", "no-such-package>=2", "gguf"]
-    monkeypatch.setattr("hapo_lab.notebook.colab.requirements", lambda: wanted)
+    monkeypatch.setattr("hapo_lab.notebook.colab.requirements", lambda *extras: wanted)
     pinned, = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("scipy==")]
     assert missing() == [pinned, "no-such-package>=2"]
     assert set(LEFT_ALONE) == {"torch", "numpy", "ipykernel", "ipywidgets"}

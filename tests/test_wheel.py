@@ -53,7 +53,7 @@ def test_installed_it_finds_what_it_holds(installed, tmp_path):
     """And what it needs, from its own metadata."""
     code = ("import hapo_lab; from hapo_lab.reproducibility import kit; from hapo_lab.theory.purity_runs import shipped; "
             "print(hapo_lab.__file__, kit.CHECKOUT, len(hapo_lab.shipped_run('hapo-0').steps), len(shipped())); "
-            "print(kit.oldest_python(), *kit.tested().values()); print(*kit.requirements(), sep='\\n')")
+            "print(kit.oldest_python(), *kit.tested().values()); print(*kit.requirements('compare'), sep='\\n')")
     done = installed.run("-c", code, cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
     first, second, *needed = done.stdout.splitlines()
@@ -61,6 +61,7 @@ def test_installed_it_finds_what_it_holds(installed, tmp_path):
     pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
     assert second.split() == ["3.11", *pinned]
     assert {line.partition("==")[0] for line in pinned} >= {"torch", "peft"} and "peft<0.22,>=0.21" in needed
+    assert needed[-2:] == ["pandas<3", "rliable<1.3,>=1.2"]
 
 
 def test_the_doctor_finds_that_training_works_there(installed, tmp_path, monkeypatch):

@@ -21,16 +21,18 @@ TORCHAO = "0.16"
 """Beside an older one than this, peft 0.21 adds no adapter to a layer that isn't quantized. Colab ships 0.10."""
 
 
-def prepare() -> None:
+def prepare(*extras: str) -> None:
     """Install what is missing, remove what peft refuses, and say so; say nothing where nothing is to do. Processes that a cell
     starts will find a checkout that isn't installed.
+
+    `extras`: optional parts of the kit that a lesson needs as well, such as "compare".
 
     Raises
     ------
     RuntimeError
         pip could not install or remove it.
     """
-    if wanted := missing():
+    if wanted := missing(*extras):
         print(f"installing {', '.join(wanted)}; {', '.join(LEFT_ALONE)} stay as they are", flush=True)
         install(wanted)
     if refused := refused_torchao():
@@ -41,10 +43,10 @@ def prepare() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
 
 
-def missing() -> list[str]:
+def missing(*extras: str) -> list[str]:
     """For pip: what isn't there in a version that this kit works with, each in the version that it was tested with."""
     from packaging.requirements import Requirement
-    return [tested().get(wanted.name, str(wanted)) for wanted in map(Requirement, requirements())
+    return [tested().get(wanted.name, str(wanted)) for wanted in map(Requirement, requirements(*extras))
             if wanted.name not in LEFT_ALONE
             and not ((version := installed_version(wanted.name)) and wanted.specifier.contains(version, prereleases=True))]
 

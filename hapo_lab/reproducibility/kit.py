@@ -17,11 +17,14 @@ RESTORE = "git checkout data/tiny" if CHECKOUT else "install hapo_lab's wheel ag
 """How to get `tiny` back."""
 
 
-def requirements() -> list[str]:
-    """What this kit needs, with the versions that it works with."""
+def requirements(*extras: str) -> list[str]:
+    """What this kit needs, with the versions that it works with; and what some of its optional parts need."""
     if CHECKOUT:
-        return _project(CHECKOUT)["dependencies"]
-    return [line for line in metadata.requires("hapo_lab") or [] if "extra ==" not in line]
+        project = _project(CHECKOUT)
+        return [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    lines = [line.replace('"', "'") for line in metadata.requires("hapo_lab") or []]
+    return [line for line in lines if "extra ==" not in line] + [
+        line.partition(";")[0] for extra in extras for line in lines if f"extra == '{extra}'" in line]
 
 
 def oldest_python() -> str:
