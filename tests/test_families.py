@@ -35,12 +35,13 @@ from transformers import (
 
 from hapo_lab.engines.protocol import Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import _cache_size, merges, unserved
+from hapo_lab.engines.vllm_engine import merges, unserved
 from hapo_lab.methods import GRPO
 from hapo_lab.policy import models
 from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
 from hapo_lab.policy.decoder import Head, additive, attention, context, drop_dropout
 from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.policy.models import cache_numbers
 from hapo_lab.tasks.problem import Verdict
 from hapo_lab.training.guards import TrainingError
 from hapo_lab.training.trainer import Trainer
@@ -280,7 +281,7 @@ def test_the_context_ends_where_the_rotary_frequencies_change():
 @pytest.mark.parametrize("family, numbers", [("llama", 2 * 3 * 2 * 8), ("gpt2", 2 * 3 * 4 * 8), ("gpt_neox", 2 * 3 * 4 * 8),
                                              ("gemma3", 2 * 3 * 2 * 8)])
 def test_what_a_token_leaves_in_the_cache(family, numbers):
-    assert _cache_size(FAMILIES[family]) == numbers
+    assert cache_numbers(FAMILIES[family]) == numbers
 
 
 # an engine ---------------------------------------------------------------------------------------------------------

@@ -44,6 +44,21 @@ def test_a_hostile_generation_config_changes_no_log_probability(hostile, sums, o
     assert (trainers(hostile, prompts, drawn, temperature) - engines(drawn)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 100])
+def test_what_is_sampled_does_not_depend_on_how_many_rows_the_memory_holds(moved, sums, rows, monkeypatch):
+    """Some answers end within eight tokens and leave their batch; some go on."""
+    monkeypatch.setattr("hapo_lab.engines.transformers_engine.TIDY", 8)
+    prompts, sampling = [prompt_ids(moved, p) for p in sums.train[:3]], Sampling(150, 6.0)
+    engine = TransformersEngine(moved)
+    row = engine._of_a_row(max(map(len, prompts)) + 150)
+    one, other = (TransformersEngine(moved, memory=n * row).generate(prompts, 4, sampling, seed=3) for n in (12, rows))
+    assert [[c.ids for c in group] for group in one] == [[c.ids for c in group] for group in other]
+    assert (engines(one) - engines(other)).abs().max() < 1e-5
+    assert (trainers(moved, prompts, other, 6.0) - engines(other)).abs().max() < 1e-5
+    lengths = [len(c.ids) for group in one for c in group]
+    assert min(lengths) <= 8 < 24 < max(lengths)
+
+
 @both_modes
 def test_a_hostile_generation_config_changes_no_frequency(hostile, sums, own_copy):
     prompt = prompt_ids(hostile, sums.train[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from transformers import DynamicCache
 
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.policy.decoder import Model
+from hapo_lab.policy.models import cache_numbers, memory_available
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised_weight, is_quantized
 
+TIDY = 64
+"""Tokens after which what has ended leaves its batch: short answers never pay for the copy of the cache."""
 Lora = Any
 """A `LoraLayer`. (Not all that its kinds have in common is declared there.)"""
 
@@ -33,6 +37,9 @@ class TransformersEngine:
         True: sample from a copy of the base that `sync` dequantises, with the adapter merged in where the copy is float32
         (exact to rounding), beside it where fewer digits would swallow small updates. Saves unpacking 4 bits for every
         token; costs memory, until `sleep`. False: sample from the policy itself. Default: True on a CPU.
+    memory : int, optional
+        Bytes for keys, values and logits, which decide how many completions are sampled together; what is sampled does not
+        depend on it. Default: half of what is free.
 
     Examples
     --------
@@ -45,8 +52,8 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, policy: Policy, own_copy: bool | None = None):
-        self.policy = policy
+    def __init__(self, policy: Policy, own_copy: bool | None = None, memory: int | None = None):
+        self.policy, self.memory = policy, memory
         self.own_copy = policy.device.type == "cpu" if own_copy is None else own_copy
         self.merged = policy.model.dtype == torch.float32
         self.model: Model = _plain(policy, self.merged) if self.own_copy else policy.model
@@ -84,28 +91,51 @@ class TransformersEngine:
                              f"{self.policy.name} ({self.policy.context} tokens): shorten the prompt or the completion.")
         if any(parameter.is_meta for parameter in self.model.parameters()):
             raise EngineError("the engine is asleep: sync comes first")
-        device, ends = self.model.device, torch.tensor(self.policy.ends, device=self.model.device)
+        memory = self.memory or memory_available(self.policy.device) // 2
+        room = max(memory // self._of_a_row(longest + sampling.max_new_tokens), 1)
+        together, k = max(room // n, 1), min(n, room)
+        groups: list[list[Completion]] = [[] for _ in prompts]
+        for first, start in product(range(0, len(prompts), together), range(0, n, k)):
+            some = range(first, min(first + together, len(prompts)))
+            samples = range(start, min(start + k, n))
+            rows = torch.tensor([i * n + j for i in some for j in samples], device=self.model.device)
+            drawn = self._sample([prompts[i] for i in some], len(samples), sampling, _uniforms(len(prompts) * n, rows, seed))
+            for i, place in zip(some, range(0, len(drawn), len(samples)), strict=True):
+                groups[i] += drawn[place:place + len(samples)]
+        return groups
+
+    def _of_a_row(self, length: int) -> int:
+        """Bytes of a row of so many tokens: keys and values, and four times its logits in float32."""
+        config = self.model.config.get_text_config()
+        return length * cache_numbers(config) * self.model.dtype.itemsize + 16 * config.vocab_size
+
+    def _sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
+                uniforms: Iterator[torch.Tensor]) -> list[Completion]:
+        """n completions of each prompt, in one batch; what has ended leaves it now and then."""
+        ends, device = torch.tensor(self.policy.ends, device=self.model.device), self.model.device
         ids = _padded([torch.tensor(prompt) for prompt in prompts]).to(device)
         mask = _padded([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]).to(device)
         cache = DynamicCache(config=self.model.config)
-        if longest > 1:  # all but the last token, once a prompt
+        if ids.shape[1] > 1:  # all but the last token, once a prompt
             self._read(ids[:, :-1], mask[:, :-1], cache)
             cache.batch_repeat_interleave(n)
         token, mask = ids[:, -1:].repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        generator = torch.Generator(device).manual_seed(seed)
-        tokens: list[torch.Tensor] = []
-        logps: list[torch.Tensor] = []
-        ended = torch.zeros_like(token, dtype=torch.bool)
-        while len(tokens) < sampling.max_new_tokens and not ended.all():
+        rows, ended = torch.arange(len(token), device=device), torch.zeros_like(token, dtype=torch.bool)
+        tokens = token.new_zeros(len(token), sampling.max_new_tokens)
+        logps = torch.zeros(tokens.shape, device=device)
+        for step in range(sampling.max_new_tokens):
+            if step and step % TIDY == 0 and ended.any():
+                going = (~ended[:, 0]).nonzero()[:, 0]
+                cache.batch_select_indices(going)
+                token, mask, rows, ended = token[going], mask[going], rows[going], ended[going]
             logp = (self._read(token, mask, cache).float() / sampling.temperature).log_softmax(-1)
-            token = _draw(logp, generator)
-            tokens.append(token)
-            logps.append(logp.gather(1, token))
+            token = _draw(logp, next(uniforms)[rows])
+            tokens[rows, step], logps[rows, step] = token[:, 0], logp.gather(1, token)[:, 0]
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             ended |= torch.isin(token, ends)
-        rows = zip(torch.cat(tokens, 1).tolist(), torch.cat(logps, 1).tolist(), strict=True)
-        completions = [self._completion(*row) for row in rows]
-        return [completions[i * n:(i + 1) * n] for i in range(len(prompts))]
+            if ended.all():
+                break
+        return [self._completion(*row) for row in zip(tokens.tolist(), logps.tolist(), strict=True)]
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """The next token's (B, V) logits, after some more tokens of each row; the mask is over all of its tokens so far."""
@@ -124,14 +154,20 @@ def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     return pad_sequence(rows, batch_first=True, padding_side="left")
 
 
-def _draw(logp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(B, 1) tokens: the cumulative distribution, inverted at a uniform number.
+def _uniforms(total: int, rows: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+    """Token by token the (B, 1) uniform numbers of some of so many rows: the same, whatever rows are drawn together."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    while True:
+        yield torch.rand(total, 1, generator=generator, device=rows.device)[rows]
+
+
+def _draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """(B, 1) tokens: the cumulative distribution, inverted at a (B, 1) uniform number.
 
     A generator of its own makes a draw a function of the seed; and on a CPU this takes a tenth of `torch.multinomial`'s time
     over a vocabulary of 49k.
     """
     cumulative = logp.exp().cumsum(-1)
-    u = torch.rand(len(logp), 1, generator=generator, device=logp.device)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)
 
 

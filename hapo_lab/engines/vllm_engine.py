@@ -30,13 +30,12 @@ import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from transformers import PreTrainedConfig
 
 from hapo_lab.engines import vllm_process
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.engines.vllm_process import BLOCK, SEQUENCES, fingerprint
 from hapo_lab.policy.decoder import causal_lm
-from hapo_lab.policy.models import cache_dir, compute_dtype, memory_available
+from hapo_lab.policy.models import cache_dir, cache_numbers, compute_dtype, memory_available
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised
 from hapo_lab.reproducibility import disk
@@ -163,7 +162,7 @@ class Process:
 
     def __init__(self, policy: Policy, rank: int | None, log: Path):
         device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
-        token = _cache_size(policy.model.config) * dtype.itemsize
+        token = cache_numbers(policy.model.config) * dtype.itemsize
         reckoned = 2048 if device.type == "cuda" else 256  # a cache is filled with zeros at once, and CPUs sample short answers
         cache = min(SEQUENCES * min(policy.context, reckoned) * token, memory_available(device) // 10)
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
@@ -325,11 +324,3 @@ def unserved(policy: Policy, merge: bool) -> str:
     if not merge and _rank(policy) > max(RANKS):
         return f"its rank is {_rank(policy)}, and vLLM's layers hold {max(RANKS)} at most"
     return ""
-
-
-def _cache_size(config: PreTrainedConfig) -> int:
-    """Numbers that a token leaves in the cache of keys and values, at most: a layer with a window forgets."""
-    config = config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shared = 1 if getattr(config, "multi_query", False) else config.num_attention_heads
-    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or shared) * width

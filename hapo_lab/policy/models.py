@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
+    PreTrainedConfig,
 )
 
 from hapo_lab.policy import agreement, chat, decoder
@@ -105,6 +106,14 @@ def memory_available(device: torch.device | None = None) -> int:
     """Bytes free on the device."""
     device = device or default_device()
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def cache_numbers(config: PreTrainedConfig) -> int:
+    """Numbers that a token leaves in the cache of keys and values, at most: a layer with a window forgets."""
+    config = config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shared = 1 if getattr(config, "multi_query", False) else config.num_attention_heads
+    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or shared) * width
 
 
 def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None, quantize: bool = True, rank: int = 16,
