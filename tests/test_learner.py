@@ -233,9 +233,15 @@ def test_the_loss_is_less_the_bonus_times_the_tokens_mean_entropy(fresh, sums, m
 
 
 def test_a_rollout_alone_has_nothing_to_be_compared_with(fresh, sums):
+    """The teacher has the other seat, and the student is compared with students."""
+    record, = Trainer(fresh, sums, replace(LUFFY, compared="students"), replace(SMALL, steps=1, group_size=2))
+    assert record.trials == (1, 1) and [student for student, _ in record.advantages] == [0, 0]
+
+
+def test_without_demonstrations_luffy_is_a_group_of_students(fresh, sums):
     task = replace(sums, train=tuple(replace(p, demonstration=None) for p in sums.train))
     record, = Trainer(fresh, task, LUFFY, replace(SMALL, steps=1, group_size=2))
-    assert record.advantages == ((0.0,), (0.0,)) and record.without_demonstration == 2
+    assert record.advantages == ((0.0, 0.0), (0.0, 0.0)) and record.without_demonstration == 2
 
 
 # intervals ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from hapo_lab.policy.decoder import Head
 from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
@@ -10,12 +10,16 @@ from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
 VOCABULARY = 97
 
 
+def small(config, **fields):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, **fields))
+
+
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
-    return LlamaForCausalLM(config)
+    return small(LlamaConfig)
 
 
 def naive(model, prompt, completion, temperature=1.0):
@@ -47,6 +51,28 @@ def test_gradients_of_packed_groups_equal_the_naive_ones(model):
     total = sum(((lp + 0.3 * h) * w[:len(lp)]).sum() for (lp, h), w in zip(alone, weights, strict=True))
     expected, = torch.autograd.grad(total, parameter)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig])
+def test_a_long_completion_goes_without_a_mask_and_with_checkpoints_and_its_gradient_stays(config, monkeypatch):
+    """Fifty tokens count as short or as long; a checkpoint keeps a layer's input, less than a quarter of what else is kept."""
+    model = small(config, **{"sliding_window": 8} if config is MistralConfig else {}).eval()
+    prompt, completion = [1, 2, 3], torch.randint(VOCABULARY, (50,), generator=torch.Generator().manual_seed(2)).tolist()
+    parameter, found = next(p for name, p in model.named_parameters() if "layers.0" in name and "q_proj" in name), {}
+    for short, checkpoint in ((512, False), (0, False), (0, True)):
+        monkeypatch.setattr("hapo_lab.policy.logprobs.SHORT", short)
+        kept: dict[int, int] = {}
+        weights = {p.data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.update({t.data_ptr(): t.nbytes}), t)[1],
+                                                      lambda t: t):
+            logp, *_ = completion_logprobs(model, [prompt], [[completion]], checkpoint=checkpoint)
+        gradient, = torch.autograd.grad(logp.sum(), parameter)
+        found[short, checkpoint] = logp.detach(), gradient, sum(size for at, size in kept.items() if at not in weights)
+    for logp, gradient, _ in found.values():
+        torch.testing.assert_close(logp, found[512, False][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient, found[512, False][1], atol=1e-5, rtol=1e-5)
+    assert found[0, True][2] < found[0, False][2] / 4
+    assert not model.training and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
 
 
 def test_gradients_are_the_same_bit_for_bit_each_time():

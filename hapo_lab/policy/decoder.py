@@ -139,6 +139,20 @@ def drop_dropout(model: torch.nn.Module) -> None:
 
 
 @contextmanager
+def checkpointing(model: Model) -> Iterator[None]:
+    """A forward pass in here keeps each layer's input for the backward pass, and computes the rest of the layer again then."""
+    lm = causal_lm(model)
+    training = lm.training
+    lm.train()  # transformers' layers ask for it; dropout is 0 in either mode
+    lm.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        lm.gradient_checkpointing_disable()
+        lm.train(training)
+
+
+@contextmanager
 def narrow_window(config: PreTrainedConfig, window: int) -> Iterator[None]:
     """A sliding window of so few tokens, for the time being: a short sequence shows whether it is understood."""
     text = config.get_text_config()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from hapo_lab.policy.decoder import Head, Model, attention_masks, causal_lm
+from hapo_lab.policy.decoder import Head, Model, attention_masks, causal_lm, checkpointing
 
 CHUNK = 256
 """Tokens whose logits exist at one time."""
+SHORT = 512
+"""Tokens up to which a mask costs nothing."""
 
 
 class _LogProbs(torch.autograd.Function):
@@ -88,19 +91,24 @@ def head_logprobs(hidden: torch.Tensor, head: Head, targets: torch.Tensor, tempe
 
 
 def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]],
-                        temperature: float = 1.0, entropy_gradient: bool = False,
+                        temperature: float = 1.0, entropy_gradient: bool = False, checkpoint: bool = False,
                         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probabilities of completions, each prompt read once for all completions of its group.
 
     Everything lies in one sequence: a prompt, its completions, the next prompt, ... Each token sees its own prompt and
     its own completion, at the position that it would have alone. So a group costs P + sum(C_i) tokens instead of
-    N P + sum(C_i), nothing is padded, and the 4-bit weights are unpacked once.
+    N P + sum(C_i), nothing is padded, and the 4-bit weights are unpacked once. A long completion alone goes without a
+    mask: attention kernels that know of none but the causal one take the memory of its length, and not of its square.
 
     Parameters
     ----------
     model : PeftModel or a transformers causal LM
     prompts : token ids, one sequence a group
     completions : for each prompt, the token ids of its completions, none of them empty
+    temperature, entropy_gradient
+        See `head_logprobs`.
+    checkpoint : bool
+        Keep each layer's input alone for the backward pass: a few times less memory, for a forward pass more.
 
     Returns
     -------
@@ -125,10 +133,13 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
     device = model.device
     ids, positions, groups, owners, before = (
         torch.tensor(x, device=device) for x in (pieces, places, prompt_of, owner_of, predicting))
-    visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
-    masks = attention_masks(model.config, visible, positions, model.dtype)
-    hidden = causal_lm(model).base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=masks,
-                                         use_cache=False).last_hidden_state[0]
+    masks = None
+    if owner > 1 or len(pieces) <= SHORT:
+        visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
+        masks = attention_masks(model.config, visible, positions, model.dtype)
+    with checkpointing(model) if checkpoint else nullcontext():
+        hidden = causal_lm(model).base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=masks,
+                                             use_cache=False).last_hidden_state[0]
 
     head = Head.of(model)
     asked = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order

@@ -43,6 +43,11 @@ class Rows:
                 used = prompt + completion
         return packs
 
+    def tokens(self, pack: list[int]) -> int:
+        """Of a pack's rows, with a prompt counted once."""
+        prompts, completions = self.of_pack(pack)
+        return sum(map(len, prompts)) + sum(len(ids) for group in completions for ids in group)
+
     def of_pack(self, pack: list[int]) -> tuple[list[list[int]], list[list[tuple[int, ...]]]]:
         """Prompts and, for each, the completions of a pack's rows."""
         groups = list(dict.fromkeys(self.group_of[i] for i in pack))

@@ -29,7 +29,8 @@ class Config:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     token_budget: int = 512
-    """Tokens in one forward and backward pass: memory, not results, depends on it."""
+    """Tokens in one forward and backward pass: memory, not results, depends on it. A completion that is longer, with its
+    prompt, is a pass alone, in which each layer is computed twice and forgotten once."""
     importance_cap: float = 2.0
     """Bounds the weight pi_trainer / pi_engine that corrects a sampled token for its engine's other arithmetic."""
     eval_every: int = 10

@@ -101,7 +101,8 @@ class Learner:
             rows = torch.tensor(pack)
             new, h, mask = completion_logprobs(self.policy.model, *batch.rows.of_pack(pack),
                                                temperature=self.sampling.temperature,
-                                               entropy_gradient=batch.method.entropy_bonus != 0)
+                                               entropy_gradient=batch.method.entropy_bonus != 0,
+                                               checkpoint=batch.rows.tokens(pack) > self.config.token_budget)
             new, h, width = new.cpu(), h.cpu(), mask.shape[1]
             logp[rows, :width], entropy[rows, :width] = new.detach(), h.detach()
             new, h = (torch.nn.functional.pad(x, (0, logp.shape[1] - width)) for x in (new, h))
