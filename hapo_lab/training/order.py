@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.tasks.problem import Problem
@@ -14,7 +15,7 @@ def problems_of(step: int, problems: Sequence[Problem], config: Config) -> list[
     """The step's, of all that there are to train on: in a new order each time round."""
     first, size = (step - 1) * config.prompts, len(problems)
     places = [divmod(i, size) for i in range(first, first + config.prompts)]
-    orders = {epoch: _order(epoch, size, config) for epoch, _ in places}
+    orders = {epoch: _order(epoch, size, config.seed_of("order")) for epoch, _ in places}
     return [problems[orders[epoch][i]] for epoch, i in places]
 
 
@@ -24,7 +25,8 @@ def others_for(step: int, again: int, problems: Sequence[Problem], config: Confi
     return rng.sample(problems, min(config.prompts, len(problems)))
 
 
-def _order(epoch: int, size: int, config: Config) -> list[int]:
+@lru_cache(maxsize=2)  # a step lies in one epoch, or in two
+def _order(epoch: int, size: int, seed: int) -> list[int]:
     order = list(range(size))
-    random.Random(derive(config.seed_of("order"), "order", epoch)).shuffle(order)
+    random.Random(derive(seed, "order", epoch)).shuffle(order)
     return order
