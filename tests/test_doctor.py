@@ -77,7 +77,7 @@ def test_too_little_disk_is_a_gap(monkeypatch, tmp_path):
 def test_models_that_are_not_here_or_do_not_fit_say_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HAPO_LAB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(models, "memory_available", lambda device=None: 20 * 2**30)
+    monkeypatch.setattr("hapo_lab.policy.memory.memory_available", lambda device: 20 * 2**30)
     seen = by_name(_models())
     assert seen["hub"] == Finding("hub", None, "not asked, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     assert seen["tiny"].ok and not seen["tiny"].fix

@@ -41,7 +41,7 @@ from hapo_lab.policy import models
 from hapo_lab.policy.agreement import TOLERANCE, engine_gap, verify
 from hapo_lab.policy.decoder import Head, additive, attention, context, drop_dropout
 from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
-from hapo_lab.policy.models import cache_numbers
+from hapo_lab.policy.memory import Shape
 from hapo_lab.tasks.problem import Verdict
 from hapo_lab.training.guards import TrainingError
 from hapo_lab.training.trainer import Trainer
@@ -281,7 +281,7 @@ def test_the_context_ends_where_the_rotary_frequencies_change():
 @pytest.mark.parametrize("family, numbers", [("llama", 2 * 3 * 2 * 8), ("gpt2", 2 * 3 * 4 * 8), ("gpt_neox", 2 * 3 * 4 * 8),
                                              ("gemma3", 2 * 3 * 2 * 8)])
 def test_what_a_token_leaves_in_the_cache(family, numbers):
-    assert cache_numbers(FAMILIES[family]) == numbers
+    assert Shape.of(FAMILIES[family]).cached == numbers
 
 
 # an engine ---------------------------------------------------------------------------------------------------------

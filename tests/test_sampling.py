@@ -10,6 +10,7 @@ from hapo_lab.engines.protocol import Completion, EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
 from hapo_lab.policy.chat import prompt_ids
+from hapo_lab.policy.memory import Shape, row_bytes
 from hapo_lab.training.config import Config
 from hapo_lab.training.evaluation import evaluate, grade
 from hapo_lab.training.guards import TrainingError
@@ -49,8 +50,7 @@ def test_what_is_sampled_does_not_depend_on_how_many_rows_the_memory_holds(moved
     """Some answers end within eight tokens and leave their batch; some go on."""
     monkeypatch.setattr("hapo_lab.engines.transformers_engine.TIDY", 8)
     prompts, sampling = [prompt_ids(moved, p) for p in sums.train[:3]], Sampling(150, 6.0)
-    engine = TransformersEngine(moved)
-    row = engine._of_a_row(max(map(len, prompts)) + 150)
+    row = row_bytes(Shape.of(moved.model.config), max(map(len, prompts)) + 150, width=4)
     one, other = (TransformersEngine(moved, memory=n * row).generate(prompts, 4, sampling, seed=3) for n in (12, rows))
     assert [[c.ids for c in group] for group in one] == [[c.ids for c in group] for group in other]
     assert (engines(one) - engines(other)).abs().max() < 1e-5

@@ -34,12 +34,12 @@ def test_it_is_small_and_stored_in_bfloat16():
     with safe_open(DATA / "tiny" / "model.safetensors", "pt") as weights:
         tensors = [weights.get_tensor(name) for name in weights.keys()]
     assert {t.dtype for t in tensors} == {torch.bfloat16}
-    assert sum(t.numel() for t in tensors) == PRESETS["tiny"].linear + PRESETS["tiny"].other <= 2_000_000
+    assert sum(t.numel() for t in tensors) == PRESETS["tiny"].shape.linear + PRESETS["tiny"].shape.other <= 2_000_000
 
 
 def test_it_is_quantized_to_4_bits_with_a_float32_adapter_on_every_linear_layer(tiny):
     assert tiny.quantized and sum(isinstance(m, Linear4bit) for m in tiny.model.modules()) == 4 * 7
-    assert sum(p.numel() for p in tiny.trainable()) == 16 * PRESETS["tiny"].lora_width
+    assert sum(p.numel() for p in tiny.trainable()) == 16 * PRESETS["tiny"].shape.lora_width
     assert {p.dtype for p in tiny.trainable()} == {torch.float32}
 
 

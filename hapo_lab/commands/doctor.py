@@ -186,8 +186,9 @@ def _numbers() -> Iterator[Finding]:
 
 @check("memory")
 def _memory() -> Iterator[Finding]:
-    from hapo_lab.policy.models import memory_available
-    yield Finding("memory", True, f"{gib(memory_available())} free")
+    from hapo_lab.policy.memory import memory_available
+    from hapo_lab.policy.models import default_device
+    yield Finding("memory", True, f"{gib(memory_available(default_device()))} free")
 
 
 @check("disk")
@@ -342,8 +343,9 @@ def engine_gap(engine: VllmEngine, problem: Problem) -> float | None:
 
 @check("models")
 def _models() -> Iterator[Finding]:
-    from hapo_lab.policy.models import PRESETS, memory_available, memory_estimate
-    hub, free = _hub(), memory_available()
+    from hapo_lab.policy.memory import memory_available
+    from hapo_lab.policy.models import PRESETS, default_device, memory_estimate
+    hub, free = _hub(), memory_available(default_device())
     yield hub
     for name, preset in PRESETS.items():
         need = memory_estimate(name)

@@ -14,7 +14,8 @@ from hapo_lab.engines.protocol import Engine, EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.policy import agreement, chat
 from hapo_lab.policy.logprobs import completion_logprobs
-from hapo_lab.policy.models import load_policy, memory_available
+from hapo_lab.policy.memory import memory_available
+from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.policy import Policy
 from hapo_lab.tasks.problem import Problem
 

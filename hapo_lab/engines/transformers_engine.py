@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.policy.decoder import Model
-from hapo_lab.policy.models import cache_numbers, memory_available
+from hapo_lab.policy.memory import Shape, memory_available, row_bytes
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised_weight, is_quantized
 
@@ -92,7 +92,8 @@ class TransformersEngine:
         if any(parameter.is_meta for parameter in self.model.parameters()):
             raise EngineError("the engine is asleep: sync comes first")
         memory = self.memory or memory_available(self.policy.device) // 2
-        room = max(memory // self._of_a_row(longest + sampling.max_new_tokens), 1)
+        row = row_bytes(Shape.of(self.model.config), longest + sampling.max_new_tokens, self.model.dtype.itemsize)
+        room = max(memory // row, 1)
         together, k = max(room // n, 1), min(n, room)
         groups: list[list[Completion]] = [[] for _ in prompts]
         for first, start in product(range(0, len(prompts), together), range(0, n, k)):
@@ -103,11 +104,6 @@ class TransformersEngine:
             for i, place in zip(some, range(0, len(drawn), len(samples)), strict=True):
                 groups[i] += drawn[place:place + len(samples)]
         return groups
-
-    def _of_a_row(self, length: int) -> int:
-        """Bytes of a row of so many tokens: keys and values, and four times its logits in float32."""
-        config = self.model.config.get_text_config()
-        return length * cache_numbers(config) * self.model.dtype.itemsize + 16 * config.vocab_size
 
     def _sample(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling,
                 uniforms: Iterator[torch.Tensor]) -> list[Completion]:

