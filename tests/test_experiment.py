@@ -129,6 +129,7 @@ def test_a_folder_of_another_experiment_is_refused_and_a_larger_one_goes_on(tmp_
     older = json.loads(description.read_text())
     del older["methods"]["hapo"]["teachers"]  # written before a method had this field
     del older["methods"]["sft_grpo"]["then"]["teachers"]
+    del older["config"]["minibatches"]
     description.write_text(json.dumps(older))
     prepare(replace(TWO, seeds=(0, 1, 2), methods={**staged, "grpo": GRPO}), tmp_path)
     for other in (replace(TWO, config=replace(SHORT, steps=5)), replace(TWO, methods={"hapo": replace(HAPO, kl=0.1)})):

@@ -165,6 +165,35 @@ def test_no_pass_exceeds_the_token_budget_unless_one_completion_does(fresh, sums
     assert len(passes) == 4  # two of the KL, one of the teacher's rollouts, one of the student's
 
 
+# minibatches --------------------------------------------------------------------------------------------------------
+
+
+def test_each_minibatch_is_an_optimizer_step_on_its_own_prompts(fresh, sums):
+    groups, config = taught(HAPO, sampled(moved(fresh), sums, problems=5)), replace(CONFIG, minibatches=2)
+    figures, (first, second) = gradients_of(Learner(fresh, HAPO, config, Sampling()), groups)
+    for part, seen in ((groups[:2], first), (groups[2:], second)):
+        _, (alone,) = gradients_of(Learner(fresh, HAPO, CONFIG, Sampling()), part)
+        for a, b in zip(alone, seen, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
+    whole, _ = gradients_of(Learner(fresh, HAPO, CONFIG, Sampling()), groups)
+    assert figures["tokens_trained"] == whole["tokens_trained"] and figures["entropy"] == pytest.approx(whole["entropy"])
+    assert figures["teacher_logp"] == pytest.approx(whole["teacher_logp"])
+
+
+def test_a_minibatch_is_compared_with_the_policy_that_sampled(fresh, sums):
+    """Its ratio is not 1 once another one has moved the policy; of a batch in one piece it is."""
+    groups, narrow = taught(GRPO, sampled(moved(fresh), sums)), replace(GRPO, eps_low=1e-6, eps_high=1e-6)
+    clipped = [Learner(fresh, narrow, replace(CONFIG, minibatches=n), Sampling()).update(groups, 1e-3)["clip_fraction"]
+               for n in (1, 2)]
+    assert clipped[0] == 0 and clipped[1] > 0.1
+
+
+def test_more_minibatches_than_prompts_are_one_each(fresh, sums):
+    groups = taught(HAPO, sampled(moved(fresh), sums, problems=2))
+    _, seen = gradients_of(Learner(fresh, HAPO, replace(CONFIG, minibatches=9), Sampling()), groups)
+    assert len(seen) == 2
+
+
 # what an engine did not say ----------------------------------------------------------------------------------------
 
 def without_logps(group, seats):

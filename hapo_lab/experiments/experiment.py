@@ -168,7 +168,8 @@ class Experiment:
         """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
         difference."""
         mine = self.described()
-        other = other | {"methods": {key: _completed(method) for key, method in other["methods"].items()}}
+        other = other | {"methods": {key: _completed(method) for key, method in other["methods"].items()},
+                         "config": asdict(Config()) | other["config"]}
         common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
         pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
         pairs |= {name: (other.get(name), mine[name]) for name in mine

@@ -30,10 +30,11 @@ def describe(policy: Policy, task: Task, method: Method, config: dict, engine: s
                          "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}}
 
 
-def differences(there: dict, here: dict) -> list[str]:
+def differences(there: dict, here: dict, config: dict) -> list[str]:
     """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run, and
-    the number of steps may grow."""
-    older = {"method": method_described(Method("")) | there.get("method", {})}  # made before a method had all of today's fields
+    the number of steps may grow. `config`: the defaults, for fields that are younger than the run there, as a method's can be.
+    """
+    older = {"method": method_described(Method("")) | there.get("method", {}), "config": config | there.get("config", {})}
     a, b = _flat(there | older), _flat(here)
     return [f"{key} is {_shown(a.get(key), b.get(key))} there and {_shown(b.get(key), a.get(key))} here"
             for key in dict.fromkeys([*a, *b])

@@ -26,6 +26,8 @@ class Config:
     """The last step's learning rate, as a share of the highest."""
     inner_epochs: int = 1
     """Optimizer steps on one batch of rollouts."""
+    minibatches: int = 1
+    """Optimizer steps in each inner epoch: the step's prompts are dealt out to so many."""
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     token_budget: int = 512
@@ -49,7 +51,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"config: group_size is {self.group_size}; a group needs at least 2 rollouts to compare.")
-        for name in ("steps", "prompts", "inner_epochs", "token_budget", "save_every"):
+        for name in ("steps", "prompts", "inner_epochs", "minibatches", "token_budget", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("learning_rate", "max_grad_norm", "temperature", "importance_cap"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -16,6 +18,11 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.ssi import Group
 from hapo_lab.training.batch import Batch, Rows
 from hapo_lab.training.config import Config
+
+Work = tuple[Batch, list[list[int]]]
+"""A minibatch, and its rows in packs."""
+Read = tuple[torch.Tensor, torch.Tensor]
+"""(B, T) log-probs and entropies of a minibatch."""
 
 
 class NotFinite(ArithmeticError):
@@ -40,42 +47,49 @@ class Learner:
         NotFinite where the loss or its gradient is not finite: then this optimizer step is not taken. EngineError: see
         `Batch.of`.
         """
-        batch = Batch.of(groups, [prompt_ids(self.policy, g.problem) for g in groups], method or self.method,
-                         self.sampling)
-        packs = batch.packs(self.config.token_budget)
-        if not packs:
+        batches = [Batch.of(part, [prompt_ids(self.policy, g.problem) for g in part], method or self.method, self.sampling)
+                   for part in _dealt(groups, self.config.minibatches)]
+        work = [(batch, packs) for batch in batches if (packs := batch.packs(self.config.token_budget))]
+        if not work:
             unknown = ("loss", "grad_norm", "teacher_share", "teacher_logp", "clip_fraction", "entropy")
             return dict.fromkeys(unknown) | {"updated": False, "tokens_trained": 0}
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scale = self.scaler.state_dict()
         try:
-            old_logp, entropy, metrics = self._epochs(self._with_base(batch, packs), packs)
+            before, metrics = self._epochs([(self._with_base(*one), one[1]) for one in work])
         except BaseException:  # whoever takes the step again begins with the same scale
             self.scaler.load_state_dict(scale)
             raise
-        trained, student = batch.trained, ~batch.teacher[:, None]
-        gap = (old_logp - batch.engine_logp).abs()[trained & batch.measured[:, None]]
-        return metrics | {
-            "updated": True, "tokens_trained": int(trained.sum()), "teacher_logp": _mean(old_logp, trained & ~student),
-            "clip_fraction": metrics["clip_fraction"] if (trained & student).any() else None,
-            "entropy": _mean(entropy, trained & student),
-            "engine_gap": gap.mean().item() if len(gap) else None, "engine_gap_max": gap.max().item() if len(gap) else None,
-            "without_engine_logp": int((batch.live & ~batch.teacher & ~batch.measured).sum())}
+        return metrics | {"updated": True} | _figures([batch for batch, _ in work], before)
 
-    def _epochs(self, batch: Batch, packs: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """The inner epochs, an optimizer step each. Returns (B, T) log-probs and entropies of the policy before them, and
-        figures of the last one.
+    def _epochs(self, work: list[Work]) -> tuple[list[Read], dict]:
+        """The inner epochs, an optimizer step per minibatch. Returns the policy's log-probs and entropies before them, and the
+        mean figures of the last epoch."""
+        alone = len(work) == 1
+        before: list[Read | None] = [None if alone else self._read(*one) for one in work]
+        skipped = 0
+        for _ in range(self.config.inner_epochs):
+            found = []
+            for i, one in enumerate(work):
+                before[i], figures, again = self._optimizer_step(*one, before[i])
+                found.append(figures)
+                skipped += again
+        self.optimizer.zero_grad()
+        return cast(list[Read], before), {key: sum(figures[key] for figures in found) / len(found) for key in found[0]} | {
+            "skipped": skipped}
 
-        Where float16 overflows in a gradient, `GradScaler` skips that optimizer step and halves the scale. The epoch is then
-        done again on the same batch, because its rollouts cost far more than its gradients.
+    def _optimizer_step(self, batch: Batch, packs: list[list[int]], before: Read | None) -> tuple[Read, dict, int]:
+        """Returns (B, T) log-probs and entropies of the policy before it, or `before`; figures; how often float16 overflowed.
+
+        Where float16 overflows in a gradient, `GradScaler` skips the step and halves the scale. It is then done again on the
+        same batch, because its rollouts cost far more than its gradients.
         """
-        first: tuple[torch.Tensor, torch.Tensor] | None = None
-        skipped = epochs = 0
-        while not first or epochs < self.config.inner_epochs:
-            logp, entropy, share = self._backward(batch, packs, first and first[0])
-            first = first or (logp, entropy)  # the first pass over the batch is the old policy's
-            objective, clip_fraction = self._loss(batch, logp, entropy, first[0], torch.arange(len(logp)))
+        skipped = 0
+        while True:
+            logp, entropy, share = self._backward(batch, packs, before and before[0])
+            before = before or (logp, entropy)  # the first pass over the batch is the old policy's
+            objective, clip_fraction = self._loss(batch, logp, entropy, before[0], torch.arange(len(logp)))
             loss = objective.item()
             grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
             overflow = self.scaler.get_scale() > 1 and math.isfinite(loss) and not self._gradient().isfinite().all()
@@ -84,10 +98,19 @@ class Learner:
                 self.torn = True
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            skipped, epochs = skipped + overflow, epochs + (not overflow)
-        self.optimizer.zero_grad()
-        return *first, {"loss": loss, "grad_norm": grad_norm, "teacher_share": share, "clip_fraction": clip_fraction,
-                        "skipped": skipped}
+            if not overflow:
+                return before, {"loss": loss, "grad_norm": grad_norm, "teacher_share": share,
+                                "clip_fraction": clip_fraction}, skipped
+            skipped += 1
+
+    @torch.no_grad()
+    def _read(self, batch: Batch, packs: list[list[int]]) -> Read:
+        """(B, T) log-probs and entropies of the live rows under the present policy."""
+        logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)
+        for pack in packs:
+            new, h, _ = completion_logprobs(self.policy.model, *batch.rows.of_pack(pack), self.sampling.temperature)
+            logp[torch.tensor(pack), :new.shape[1]], entropy[torch.tensor(pack), :new.shape[1]] = new.cpu(), h.cpu()
+        return logp, entropy
 
     def _backward(self, batch: Batch, packs: list[list[int]],
                   old_logp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -175,5 +198,27 @@ class Learner:
         return k3(logp, self._base_logp(prompts, completions))[mask]
 
 
-def _mean(values: torch.Tensor, where: torch.Tensor) -> float | None:
-    return values[where].mean().item() if where.any() else None
+def _dealt(groups: list[Group], parts: int) -> list[list[Group]]:
+    """Groups in so many parts, as equal as can be; none is empty."""
+    return [part for i in range(parts) if (part := groups[i * len(groups) // parts:(i + 1) * len(groups) // parts])]
+
+
+def _figures(batches: list[Batch], before: list[Read]) -> dict:
+    """What a `StepRecord` says of what was learned from, by the policy's log-probs and entropies before the update."""
+    def chosen(values: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([x[mask] for x, mask in zip(values, masks, strict=True)])
+
+    logp, entropy = zip(*before, strict=True)
+    teachers = [b.trained & b.teacher[:, None] for b in batches]
+    students = [b.trained & ~b.teacher[:, None] for b in batches]
+    measured = [b.trained & b.measured[:, None] for b in batches]
+    gap = chosen([(x - b.engine_logp).abs() for x, b in zip(logp, batches, strict=True)], measured)
+    return {"tokens_trained": sum(int(b.trained.sum()) for b in batches),
+            "teacher_logp": _mean(chosen(logp, teachers)), "entropy": _mean(chosen(entropy, students)),
+            "engine_gap": _mean(gap), "engine_gap_max": gap.max().item() if len(gap) else None,
+            "without_engine_logp": sum(int((b.live & ~b.teacher & ~b.measured).sum()) for b in batches)} | (
+            {} if any(mask.any() for mask in students) else {"clip_fraction": None})
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    return values.mean().item() if len(values) else None

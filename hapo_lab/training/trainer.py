@@ -329,7 +329,7 @@ class Trainer:
 
     def _resume(self) -> None:
         log, here = RunLog.load(self.log.path()), self.log.manifest
-        if different := differences(log.manifest, here):
+        if different := differences(log.manifest, here, asdict(Config())):
             raise ValueError(f"{log.folder} holds another run: {'; '.join(different)}. Use the same, or choose another folder.")
         asked, planned = self.config.steps, log.manifest["config"]["steps"]
         if asked < planned:
