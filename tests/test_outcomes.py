@@ -15,7 +15,9 @@ from hapo_lab.experiments.statistics import (
     interquartile_means,
     median_to,
     profiles,
+    savings,
     scores,
+    spent,
     verdict,
     verdicts,
 )
@@ -183,7 +185,17 @@ def test_the_table_has_a_row_per_method_with_its_verdict(four):
     rows = [[cell.strip() for cell in row.split("|")] for row in table(four)]
     assert [(row[1], row[6]) for row in rows[2:]] == [
         ("HAPO", ""), ("LUFFY, HAPO's conventions", "not told apart"), ("GRPO", "worse"), ("SFT", "worse")]
-    assert rows[2][7:12] == ["3", "300", "30", "2", "14"]
+    assert rows[2][7:13] == ["14", "3", "300", "30", "2", "14"] and rows[3][7] == "14, not told apart"
+
+
+def test_who_uses_fewer_demonstrations_is_told_as_success_is(four):
+    """HAPO's runs use 14; LUFFY's 32 here, GRPO's none."""
+    uses = {"luffy_matched": [8.0] * 4, "grpo": [0.0] * 4}
+    found = [replace(o, curves=o.curves | {"teacher_samples": uses[o.method]}) if o.method in uses else o for o in four]
+    assert spent(found, "teacher_samples")["LUFFY, HAPO's conventions"].tolist() == [[32.0]] * 5
+    assert savings(spent(found, "teacher_samples"), "HAPO") == {
+        "LUFFY, HAPO's conventions": "more", "GRPO": "less", "SFT": "not told apart"}
+    assert "| 32, more |" in table(found)[3] and "| 0, less |" in table(found)[4]
 
 
 def test_splits_stand_side_by_side_with_the_base(four):

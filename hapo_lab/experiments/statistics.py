@@ -6,7 +6,7 @@ task. It is optional: `pip install "hapo_lab[compare]"`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -38,10 +38,19 @@ def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndar
 
     Once anybody has looked at test problems, runs that nobody has looked at are left out.
     """
-    tasks, table = list(dict.fromkeys(o.task for o in found if o.finished)), {}
     looked = any(o.test for o in found)
+    return _by_seed([o for o in found if not looked or split in o.test], lambda o: o.success(split))
+
+
+def spent(found: Sequence[Outcome], axis: str) -> dict[str, np.ndarray]:
+    """Method's name -> (seeds, tasks) of what a whole run spends, by an axis of `AXES`."""
+    return _by_seed(found, lambda o: float(o.budget(axis)[-1]))
+
+
+def _by_seed(found: Sequence[Outcome], measure: Callable[[Outcome], float]) -> dict[str, np.ndarray]:
+    tasks, table = list(dict.fromkeys(o.task for o in found if o.finished)), {}
     for name, mine in by_method(found):
-        cells = {(o.seed, o.task): o.success(split) for o in mine if not looked or split in o.test}
+        cells = {(o.seed, o.task): measure(o) for o in mine}
         rows = [[cells[seed, task] for task in tasks] for seed in dict.fromkeys(o.seed for o in mine)
                 if all((seed, task) in cells for task in tasks)]
         if rows:
@@ -89,6 +98,13 @@ def verdicts(table: dict[str, np.ndarray], over: str) -> dict[str, tuple[Estimat
     won = improvements(table, over) if over in table else {}
     return {name: (estimate, verdict(estimate, min(len(table[name]), len(table[over])), len(won)))
             for name, estimate in won.items()}
+
+
+def savings(table: dict[str, np.ndarray], over: str) -> dict[str, str]:
+    """Of each other method, from `spent`: whether its runs spend "less" than those of `over`, "more", or are "not told apart";
+    as `verdicts` does."""
+    words = {"better": "less", "worse": "more"}
+    return {name: words.get(word, word) for name, (_, word) in verdicts({n: -x for n, x in table.items()}, over).items()}
 
 
 def profiles(table: dict[str, np.ndarray], levels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -21,7 +21,9 @@ from hapo_lab.experiments.statistics import (
     interquartile_means,
     median_to,
     profiles,
+    savings,
     scores,
+    spent,
     verdicts,
 )
 from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, style, to_png, write
@@ -202,20 +204,23 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
 
 
 def table(found: Sequence[Outcome], over: str | None = None) -> list[str]:
-    """Markdown: success with its interval, the verdict over a method (see `interval_figure`), and what it spent to `LEVEL`."""
+    """Markdown: success with its interval, and the verdict over a method (see `interval_figure`); demonstrations per run and
+    task, and whether that is less; what it spent to `LEVEL`."""
     numbers, over = scores(found), over or _reference(found)
     means = interquartile_means(numbers)
-    told = verdicts(numbers, over)
+    told, used = verdicts(numbers, over), spent(found, "teacher_samples")
+    saved = savings(used, over)
     rows = [f"| method | runs | learning rate | success, {_where(found, HELD_OUT)}: IQM [95%] | P(better than {over}) "
-            "| verdict | " + " | ".join(f"{words} to {LEVEL:.0%}" for words in AXES.values()) + " |",
-            "|---" * (6 + len(AXES)) + "|"]
+            "| verdict | demonstrations in all | " + " | ".join(f"{words} to {LEVEL:.0%}" for words in AXES.values()) + " |",
+            "|---" * (7 + len(AXES)) + "|"]
     for name, runs in by_method(found):
         if name not in means:
             continue
         rates = ", ".join(f"{rate:g}" for rate in sorted({o.learning_rate for o in runs}))
         won, word = told.get(name, ("", ""))
-        spent = " | ".join("never" if np.isinf(x := median_to(runs, LEVEL, axis)) else f"{x:,.0f}" for axis in AXES)
-        rows.append(f"| {name} | {len(numbers[name])} | {rates} | {means[name]} | {won} | {word} | {spent} |")
+        prices = " | ".join("never" if np.isinf(x := median_to(runs, LEVEL, axis)) else f"{x:,.0f}" for axis in AXES)
+        shown = f"{used[name].mean():,.0f}" + (f", {saved[name]}" if name in saved else "")
+        rows.append(f"| {name} | {len(numbers[name])} | {rates} | {means[name]} | {won} | {word} | {shown} | {prices} |")
     return rows
 
 
