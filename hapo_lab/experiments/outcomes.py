@@ -15,6 +15,7 @@ from hapo_lab.experiments.experiment import Experiment, Trial
 from hapo_lab.experiments.processes import chosen, refuse_another, untrained
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import method_from
+from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.record import StepRecord
 
@@ -149,6 +150,15 @@ def read(path: Path) -> Results:
     """The results of a file."""
     base, *found = disk.unpack(path)
     return Results([Outcome(**row) for row in found], base)
+
+
+def shipped(name: str) -> Results:
+    """The results of one of the kit's own experiments.
+
+    >>> len(shipped("sparse").found)
+    120
+    """
+    return read(packed(DATA / "experiments" / f"{name}.toml"))
 
 
 def packed(file: Path) -> Path:
