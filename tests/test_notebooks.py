@@ -27,7 +27,7 @@ def test_what_is_committed_shows_on_the_web(path):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "07")]
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "06", "07")]
 SOLUTIONS = ROOT / "notebooks" / "solutions.ipynb"
 
 
@@ -57,7 +57,7 @@ def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
 
 def test_every_exercise_has_a_check_and_a_solution():
     asked = [name for path in LESSONS for name in checked_in(path)]
-    assert len(LESSONS) == 6 and asked == checked_in(SOLUTIONS)  # each once, in the same order
+    assert len(LESSONS) == 7 and asked == checked_in(SOLUTIONS)  # each once, in the same order
     assert all(checked_in(path) for path in LESSONS[1:])
     assert sorted(asked) == sorted(exercises.exercises())
 

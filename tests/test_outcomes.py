@@ -1,13 +1,14 @@
 """Outcomes and statistics: hand-made trials, figures reckoned by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import assert_inside
 
 from hapo_lab.baselines import METHODS
-from hapo_lab.experiments.outcomes import Outcome, Results, by_method, read, write
+from hapo_lab.experiments.outcomes import Outcome, Results, by_method, read, shipped, write
 from hapo_lab.experiments.statistics import (
     Estimate,
     band,
@@ -37,6 +38,9 @@ from hapo_lab.pictures.comparison import (
 )
 from hapo_lab.pictures.style import to_png
 from hapo_lab.reproducibility.catalogue import method_described
+from hapo_lab.reproducibility.kit import DATA
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def outcome(method="hapo", seed=0, success=0.5, task="sums", tested=True, reaches=3, steps=4, failed=""):
@@ -269,6 +273,17 @@ def test_each_task_has_a_table_and_a_picture_of_its_own(four, tmp_path):
     assert "| LUFFY, HAPO's conventions | 5 | 0.002 | 0.990 [0.990, 0.990] | 1.000 [1.000, 1.000] | better |" in dates
     to_png(figure := task_figure([*four, *other]))
     assert_inside(figure)
+
+
+def test_the_pages_tables_are_those_of_the_shipped_results():
+    page = (ROOT / "docs" / "comparison.md").read_text()
+    names = {path.name.partition(".")[0] for path in (DATA / "experiments").glob("*.jsonl.gz")}
+    assert "sparse" in names and all(f"experiments/{name}.toml" in page for name in names)
+    for name in names:
+        results = shipped(name)
+        assert all(o.finished and o.test for o in results.found)
+        for part in (table(results.found), split_table(results.found, results.base), way_table(results.found)):
+            assert "\n".join(part) in page
 
 
 def test_the_csv_holds_every_trial(four, tmp_path):

@@ -155,7 +155,8 @@ def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequ
         ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1))
         end_labels(ax, [(float(o.planned), o.validation[-1][1], name, colours[name]) for name, o in runs.items()])
         panel_title(ax, f"Seed {seed}: " + ", ".join(f"{name} {o.success():.1%}" for name, o in runs.items()))
-    headline(figure, "The same two methods, the same problems: another seed")
+    headline(figure, "The same methods, the same problems, " + (
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {' and '.join(map(str, seeds))}"))
     return figure
 
 
