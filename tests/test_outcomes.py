@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_inside
+from rliable import metrics
 
 from hapo_lab.baselines import METHODS
 from hapo_lab.experiments.outcomes import Outcome, Results, by_method, read, shipped, write
@@ -21,6 +22,7 @@ from hapo_lab.experiments.statistics import (
     spent,
     verdict,
     verdicts,
+    wins,
 )
 from hapo_lab.notebook import widgets
 from hapo_lab.pictures.comparison import (
@@ -114,6 +116,11 @@ def test_the_probability_of_improvement_counts_pairs():
     x, y = (np.array(row)[:, None] / 10 for row in ((1, 2, 5), (0, 3, 4)))
     found = improvements({"a": x, "b": y}, over="b")
     assert list(found) == ["a"] and found["a"].value == pytest.approx(5 / 9)
+
+
+def test_wins_are_rliables_probability_of_improvement():
+    x, y = np.random.default_rng(0).integers(0, 5, (2, 7, 3)) / 5  # with ties, on three tasks
+    assert wins(x, y[:4]) == pytest.approx(metrics.probability_of_improvement(x, y[:4]))
 
 
 def test_runs_that_do_not_overlap_are_told_apart_and_the_same_runs_are_not():

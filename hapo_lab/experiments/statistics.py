@@ -69,9 +69,20 @@ def improvements(table: dict[str, np.ndarray], over: str) -> dict[str, Estimate]
 
     The intervals hold together at 95%: with m other methods each is one of 1 - 0.05 / m (Bonferroni).
     """
-    library, metrics = _rliable()
+    library, _ = _rliable()
     pairs = {name: (mine, table[over]) for name, mine in table.items() if name != over}
-    return _estimates(library, pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), len(pairs))
+    return _estimates(library, pairs, lambda x, y: np.array([wins(x, y)]), len(pairs))
+
+
+def wins(x: np.ndarray, y: np.ndarray) -> float:
+    """The share of pairs of a run of x and one of y, on the same task, that x wins, a tie counting half. (seeds, tasks) each.
+
+    What rliable's `probability_of_improvement` gives, in a fiftieth of the time: a table asks for it some 50,000 times.
+
+    >>> wins(np.array([[0.9], [0.5]]), np.array([[0.5], [0.1]]))
+    0.875
+    """
+    return float(np.mean((x[:, None] > y) + (x[:, None] == y) / 2))
 
 
 def enough(runs: int, others: int = 1) -> bool:
