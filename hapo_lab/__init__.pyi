@@ -55,6 +55,8 @@ from .runs.log import RunLog as RunLog
 from .runs.log import runs_folder as runs_folder
 from .runs.log import shipped_run as shipped_run
 from .runs.record import StepRecord as StepRecord
+from .scoring.bench import bench as bench
+from .scoring.questions import read_questions as read_questions
 from .ssi import Group as Group
 from .ssi import Rollout as Rollout
 from .ssi import synthetic_success_injection as synthetic_success_injection

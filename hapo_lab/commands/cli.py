@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | resume | evaluate | report | experiment | demonstrate | doctor | demo | lessons"""
+"""python -m hapo_lab train | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from hapo_lab.baselines import METHODS
+from hapo_lab.commands.bench import add_bench_options
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
-from hapo_lab.engines.choice import ENGINES
+from hapo_lab.commands.options import add_engine_option, add_template_option
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.gates import GATES, numbers_of, with_numbers
@@ -294,8 +295,8 @@ def parser() -> argparse.ArgumentParser:
                                      "FILE.py:NAME")
     p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
-    _add_template_option(p)
-    _add_engine_option(p)
+    add_template_option(p)
+    add_engine_option(p)
     _add_track_option(p)
     for name in ("alpha", "beta", "threshold"):
         p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
@@ -312,13 +313,16 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run_command=resume_run)
     p.add_argument("run", type=Path)
     p.add_argument("--steps", type=int, help="extend the run, finished or not, to so many in all")
-    _add_engine_option(p)
+    add_engine_option(p)
     _add_track_option(p)
 
     p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
     p.set_defaults(run_command=evaluate_run)
     p.add_argument("run", type=Path)
     p.add_argument("--samples", type=int, default=8, help="a problem; default 8")
+
+    p = commands.add_parser("bench", help="models and runs on the same problems, side by side: avg@k, pass@k, length")
+    add_bench_options(p)
 
     p = commands.add_parser("report", help="the picture as PNG and the table as CSV; several runs side by side")
     p.set_defaults(run_command=report)
@@ -345,7 +349,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=int, default=Config.token_budget,
                    help=f"of a pass, to reckon the model's memory with; default: {Config.token_budget}")
     p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
-    _add_template_option(p)
+    add_template_option(p)
 
     p = commands.add_parser("demo", help="the main job: lesson 05_train_live, without a browser")
     p.set_defaults(run_command=demo)
@@ -356,29 +360,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_engine_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--engine", default="auto",
-                   help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
-
-
 def _add_track_option(p: argparse.ArgumentParser) -> None:
     p.add_argument("--track", action="append", default=[], metavar="TRACKER",
                    help=f"where each step's figures go as well: {', '.join(TRACKERS)}, or FILE.py:NAME; as often as needed")
-
-
-def _add_template_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--template-arg", type=_argument, action="append", default=[], metavar="NAME=VALUE",
-                   help="an argument of the model's chat template, such as enable_thinking=false; as often as needed")
-
-
-def _argument(text: str) -> tuple[str, object]:
-    """NAME=VALUE: the value as JSON, or else as a word."""
-    name, equals, value = text.partition("=")
-    if not name.isidentifier() or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE, such as enable_thinking=false")
-    with suppress(json.JSONDecodeError):
-        value = json.loads(value)
-    return name, value
 
 
 def _add_file_options(p: argparse.ArgumentParser) -> None:

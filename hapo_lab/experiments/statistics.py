@@ -7,7 +7,6 @@ task. It is optional: `pip install "hapo_lab[compare]"`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import comb
 from typing import Any
 
@@ -15,22 +14,11 @@ import numpy as np
 from scipy import stats
 
 from hapo_lab.experiments.outcomes import HELD_OUT, Outcome, by_method
+from hapo_lab.scoring.scores import Estimate
 
 RESAMPLES = 2000
 FALSE = 0.05
 """The chance of a false verdict: in a whole table, not in a row of it."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndarray]:

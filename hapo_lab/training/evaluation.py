@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.ssi import Rollout
-from hapo_lab.tasks.problem import Problem, Task
+from hapo_lab.tasks.problem import Problem, Task, Verifier
 
 TOGETHER = 64
 """Rollouts drawn at a time: fewer use a processor badly, more take memory."""
+RESAMPLED = 4_000_000
+"""Rates that a bootstrap holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,27 @@ class Evaluation:
         return float((self.by_problem == 0).mean())
 
     def interval(self, mass: float = 0.95) -> tuple[float, float]:
-        """An interval of the success over problems, because they are what varies: they are resampled (percentile bootstrap).
-
-        Where all have the same rate there is nothing to resample. Then it is Clopper-Pearson's, a problem being a trial
-        and rate x problems the successes.
-        """
-        if np.ptp(self.by_problem) == 0:
-            return _clopper_pearson(self.success * len(self.problems), len(self.problems), mass)
-        found = stats.bootstrap((self.by_problem,), np.mean, confidence_level=mass, method="percentile", rng=0)
-        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        """Of the success: see `interval_over_problems`."""
+        return interval_over_problems(self.by_problem, mass)
 
     def __str__(self) -> str:
         low, high = self.interval()
         return (f"{self.success:.1%} [{low:.1%}, {high:.1%}] over {len(self.problems)} problems x {len(self.rollouts[0])}, "
                 f"{self.dead:.0%} of the groups failed whole")
+
+
+def interval_over_problems(rates: np.ndarray, mass: float = 0.95) -> tuple[float, float]:
+    """An interval of the mean of (problems,) rates in [0, 1]. Problems are what varies: they are resampled (percentile
+    bootstrap).
+
+    Where all have the same rate there is nothing to resample. Then it is Clopper-Pearson's, a problem being a trial and
+    rate x problems the successes.
+    """
+    if np.ptp(rates) == 0:
+        return _clopper_pearson(float(rates.mean()) * len(rates), len(rates), mass)
+    found = stats.bootstrap((rates,), np.mean, confidence_level=mass, method="percentile", rng=0,
+                            batch=max(RESAMPLED // len(rates), 1))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float, float]:
@@ -70,7 +80,15 @@ def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float,
     return float(low), float(high)
 
 
-def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
+class Graded(Protocol):
+    """Whatever brings a verifier, as a task does."""
+
+    @property
+    def verify(self) -> Verifier:
+        """How its completions are judged."""
+
+
+def grade(task: Graded, problem: Problem, completion: Completion) -> Rollout:
     """A completion with its verdict. One that was cut at the length limit scores 0, whatever it says."""
     verdict = task.verify(problem, completion.text)
     reason = verdict.reason if completion.finished else f"cut at {len(completion.ids)} tokens"
@@ -78,7 +96,7 @@ def grade(task: Task, problem: Problem, completion: Completion) -> Rollout:
                    completion.finished, completion.logps)
 
 
-def draw(policy: Policy, engine: Engine, task: Task, problems: Sequence[Problem], n: int, sampling: Sampling,
+def draw(policy: Policy, engine: Engine, task: Graded, problems: Sequence[Problem], n: int, sampling: Sampling,
          seed: int) -> list[tuple[Rollout, ...]]:
     """n completions of each problem, graded."""
     completions = engine.generate([prompt_ids(policy, p) for p in problems], n, sampling, seed)

@@ -1,0 +1,31 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import suppress
+
+from hapo_lab.engines.choice import ENGINES
+
+
+def add_engine_option(p: argparse.ArgumentParser) -> None:
+    """What samples."""
+    p.add_argument("--engine", default="auto",
+                   help=f"what samples: {', '.join(ENGINES)}; default: auto, which is vllm where it is installed and pays")
+
+
+def add_template_option(p: argparse.ArgumentParser) -> None:
+    """Of the chat template."""
+    p.add_argument("--template-arg", type=_argument, action="append", default=[], metavar="NAME=VALUE",
+                   help="an argument of the model's chat template, such as enable_thinking=false; as often as needed")
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """NAME=VALUE: the value as JSON, or else as a word."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE, such as enable_thinking=false")
+    with suppress(json.JSONDecodeError):
+        value = json.loads(value)
+    return name, value

@@ -1,0 +1,106 @@
+"""What is asked: the problems of task files, or those that runs hold out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hapo_lab.reproducibility import disk, parts
+from hapo_lab.scoring.scores import ALL
+from hapo_lab.tasks.jsonl import Row, read_rows
+from hapo_lab.tasks.problem import Problem, Task, Verifier
+from hapo_lab.tasks.verifiers import load_verifier
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Problems, where each is from, and how answers are graded. ValueError for a verifier that no other process finds."""
+
+    problems: tuple[Problem, ...]
+    sources: tuple[str, ...]
+    """One per problem; scores are told by them."""
+    verify: Verifier
+    max_new_tokens: int
+    """A longer answer is cut, and wrong."""
+
+    def __post_init__(self) -> None:
+        if why := self.described()["verifier"].get("unknown"):
+            raise ValueError(f"the verifier {why}: put it into a file of its own, and take it from there (FILE.py:FUNCTION).")
+
+    def described(self) -> dict:
+        """What tells these questions from any others, as JSON. Demonstrations are no part of a question."""
+        asked = [[source, p.key, p.messages, p.answer] for p, source in zip(self.problems, self.sources, strict=True)]
+        return {"problems": dict(Counter(self.sources)), "sha256": disk.sha256_of(json.dumps(asked).encode())[:16],
+                "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
+
+
+def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_tokens: int) -> Questions:
+    """The questions of task files: where a file has splits its held-out problems, else all of them.
+
+    Parameters
+    ----------
+    files : paths
+        JSONL as `load_jsonl` reads it. A line may say in `source` what it counts to; by default it is the file's name.
+    verify : str or Verifier
+        A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function from a file.
+    max_new_tokens : int
+        Room for a right answer.
+
+    Raises
+    ------
+    ValueError
+        A line that can't be read (file, line and field); a file without a problem to ask; a question that occurs twice.
+
+    Examples
+    --------
+    >>> with open("exam.jsonl", "w") as file:
+    ...     print('{"prompt": "What is 27 + 58?", "answer": "85"}', file=file)
+    ...     print('{"prompt": "What is 14 + 3?", "answer": "17", "source": "easy"}', file=file)
+    >>> read_questions(["exam.jsonl"], "last_number", max_new_tokens=16).sources
+    ('exam', 'easy')
+    """
+    verifier = load_verifier(verify)
+    rows = [(_source(row, path), row) for path in map(Path, files) for row in _asked(path, verifier)]
+    _refuse_twins([row for _, row in rows])
+    sources = tuple(source for source, _ in rows)
+    if ALL in sources and len(set(sources)) > 1:
+        raise ValueError(f"a source is called {ALL!r}, as the row over all sources is: give it another name.")
+    return Questions(tuple(row.problem for _, row in rows), sources, verifier, max_new_tokens)
+
+
+def held_out(tasks: dict[str, Task]) -> Questions:
+    """The problems that runs hold out, by the run's name. ValueError unless all of them hold out the same."""
+    found = {run: Questions(t.heldout, (t.name,) * len(t.heldout), t.verify, t.max_new_tokens) for run, t in tasks.items()}
+    first, *others = found
+    for other in others:
+        if found[other].described() != found[first].described():
+            raise ValueError(f"{first} and {other} do not hold out the same problems: ask both those of a file (--data), or "
+                             "one at a time.")
+    return found[first]
+
+
+def _asked(path: Path, verify: Verifier) -> list[Row]:
+    rows = [row for row in read_rows(path, verify) if row.split != "train"]
+    if not rows:
+        raise ValueError(f'{path} holds no problem to ask: each line\'s split is "train".')
+    return rows
+
+
+def _source(row: Row, path: Path) -> str:
+    source = row.fields.get("source")
+    if source is None:
+        return path.stem
+    if not isinstance(source, str) or not source.strip():
+        raise ValueError(f"{row.where}: 'source' is {source!r}; it must be a string that names what the line counts to.")
+    return source
+
+
+def _refuse_twins(rows: Sequence[Row]) -> None:
+    seen: dict[str, Row] = {}
+    for row in rows:
+        first = seen.setdefault(json.dumps(row.problem.messages), row)
+        if first is not row:
+            raise ValueError(f"{row.where} asks what {first.where} asks, and would count twice: keep one of them.")
