@@ -144,7 +144,8 @@ def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
 
 
 def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequence[int]) -> Figure:
-    """Validation success over the steps of some methods (by short name), in a panel per seed."""
+    """Validation success over the steps of some methods (by short name), in a panel per seed; at the end of a line the success
+    of the run, as `Outcome.success` has it."""
     figure, colours = Figure(), _colours(found)
     for ax, seed in zip(grid(figure, 1, len(seeds)), seeds, strict=True):
         runs = {o.name: o for method in methods for o in found if (o.method, o.seed) == (method, seed)}
@@ -153,10 +154,13 @@ def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequ
             steps, success = zip(*outcome.validation, strict=True)
             ax.plot(steps, success, color=colours[name], lw=2.2, clip_on=False)
         ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1))
-        end_labels(ax, [(float(o.planned), o.validation[-1][1], name, colours[name]) for name, o in runs.items()])
-        panel_title(ax, f"Seed {seed}: " + ", ".join(f"{name} {o.success():.1%}" for name, o in runs.items()))
+        end_labels(ax, [(o.planned - 0.5, o.validation[-1][1], f"{o.success():.1%}", colours[name])
+                        for name, o in runs.items()])
+        for row, name in enumerate(runs):
+            write(ax, 0.98, 0.05 + 0.07 * row, name, colours[name], transform=ax.transAxes, ha="right", va="bottom")
+        panel_title(ax, f"Seed {seed}")
     headline(figure, "The same methods, the same problems, " + (
-        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {' and '.join(map(str, seeds))}"))
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"))
     return figure
 
 
