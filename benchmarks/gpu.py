@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.policy.models import compute_dtype, default_device, load_policy
+from hapo_lab.policy.rates import Rates, measured
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.tasks.builtin import load_task
@@ -57,32 +58,7 @@ SHAPES = [Shape("Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, 151_936, tied=True),
 DRY = [Shape("dry", 128, 256, 2, 4, 2, 512, tied=True, new_tokens=16)]
 
 
-def rates(device: torch.device, size: int) -> dict[str, float]:
-    """Of the device: a product of two square matrices in the compute dtype, and a copy within its memory."""
-    a = torch.randn(size, size, device=device, dtype=compute_dtype(device))
-    product = _seconds(lambda: a @ a, device)
-    copy = _seconds(a.clone, device)
-    return {"flops": 2 * size**3 / product, "bytes_per_second": 2 * a.nbytes / copy}
-
-
-def _seconds(what, device: torch.device) -> float:
-    """The shortest of ten."""
-    taken = []
-    for _ in range(10):
-        _wait(device)
-        start = time.perf_counter()
-        what()
-        _wait(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def step(shape: Shape, device: torch.device, card: dict[str, float]) -> dict[str, float]:
+def step(shape: Shape, device: torch.device, card: Rates) -> dict[str, float]:
     """Figures of a training step."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -107,8 +83,8 @@ def step(shape: Shape, device: torch.device, card: dict[str, float]) -> dict[str
     return {"quantized": policy.quantized, "rollout_seconds": rollout, "update_seconds": update,
             "tokens_per_second": record.tokens_sampled / rollout,
             "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
-            "share_of_bandwidth": weights * shape.new_tokens / rollout / card["bytes_per_second"],  # each token reads them once
-            "share_of_matrix_rate": 4 * parameters * tokens / update / card["flops"]}  # forward, and backward to the inputs
+            "share_of_bandwidth": weights * shape.new_tokens / rollout / card.bytes_per_second,  # each token reads them once
+            "share_of_matrix_rate": 4 * parameters * tokens / update / card.flops}  # forward, and backward to the inputs
 
 
 def tiny(steps: int) -> dict[str, float]:
@@ -137,9 +113,9 @@ def main(out: Path | None, dry: bool) -> None:
     if device.type != "cuda" and not dry:
         sys.exit("benchmarks/gpu.py: there is no GPU here; --dry tries the program on a CPU.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (dry run: no figure of it means anything)"
-    card = rates(device, 256 if dry else 8192)
-    print(f"{name}, torch {torch.__version__}: {card['flops'] / 1e12:.1f} TFLOP/s, {card['bytes_per_second'] / 1e9:.0f} GB/s")
-    found = {"machine": {"device": name, "torch": torch.__version__}, "card": card, "shapes": {}, "tiny": None}
+    card = measured(device, 256 if dry else None)
+    print(f"{name}, torch {torch.__version__}: {card.flops / 1e12:.1f} TFLOP/s, {card.bytes_per_second / 1e9:.0f} GB/s")
+    found = {"machine": {"device": name, "torch": torch.__version__}, "card": asdict(card), "shapes": {}, "tiny": None}
     for shape in DRY if dry else SHAPES:
         try:
             figures = step(shape, device, card)

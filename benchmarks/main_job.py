@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hapo_lab.commands.cli import summary
+from hapo_lab.commands.demo import summary
 
 RUNS = {"hapo-0": ("hapo", 0), "hapo-1": ("hapo", 1), "hapo-2": ("hapo", 2), "grpo-0": ("grpo", 0), "sft-0": ("sft", 0),
         "dates-hapo-0": ("hapo", 0, "--task", "iso_date"), "dates-grpo-0": ("grpo", 0, "--task", "iso_date"),

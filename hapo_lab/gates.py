@@ -98,7 +98,7 @@ def rungs(chances: Sequence[float]) -> list[str]:
 
 
 def can_close(gate: Gate, trials: int) -> bool:
-    """Whether a group of only successes is ever left alone: if not, the teacher can never leave.
+    """Whether a group of only successes is ever left alone, on a prompt's first visit: if not, the teacher can never leave.
 
     >>> can_close(BetaGate(), 8), can_close(BetaGate(), 2)
     (True, False)

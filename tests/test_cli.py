@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from hapo_lab.commands.cli import main, summary
+from hapo_lab.commands.cli import main
+from hapo_lab.commands.demo import summary
 from hapo_lab.reproducibility.kit import LESSONS
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task

@@ -217,7 +217,8 @@ def test_splits_stand_side_by_side_with_the_base(four):
 
 
 @pytest.mark.parametrize("draw", [budget_figure, interval_figure, profile_figure,
-                                  lambda found: teacher_figure(found, PAIR), lambda found: stories_figure(found, PAIR, (0, 3, 4)),
+                                  lambda found: teacher_figure(found, PAIR),
+                                  lambda found: stories_figure(found, PAIR, (0, 3, 4)),
                                   lambda found: chosen_seeds(found, PAIR, [0])[0],
                                   lambda found: chosen_seeds(found, PAIR, range(5))[0]])
 def test_nothing_leaves_a_picture(four, draw):

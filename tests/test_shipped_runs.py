@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hapo_lab.commands.cli import summary
+from hapo_lab.commands.demo import summary
 from hapo_lab.pictures.figures import comparison_figure, training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.runs.log import RunLog

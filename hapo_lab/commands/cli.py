@@ -1,40 +1,35 @@
-"""python -m hapo_lab train | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons"""
+"""python -m hapo_lab train | plan | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from hapo_lab.baselines import METHODS
 from hapo_lab.commands.bench import add_bench_options
+from hapo_lab.commands.demo import demo
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
 from hapo_lab.commands.options import add_engine_option, add_template_option
+from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
+from hapo_lab.commands.recipe import read_recipe
+from hapo_lab.commands.report import report, report_run
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.gates import GATES, numbers_of, with_numbers
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.pictures.figures import comparison_figure, training_figure
-from hapo_lab.pictures.style import to_png
 from hapo_lab.policy.models import PRESETS, load_policy
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping
-from hapo_lab.reproducibility.kit import CHECKOUT, LESSONS
-from hapo_lab.runs.log import RunLog, runs_folder
+from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
 from hapo_lab.runs.trackers import TRACKERS, Maker, get_trackers, tracking
@@ -54,8 +49,8 @@ USUAL = {"tiny": ("sums", TINY)}
 
 def train(args: argparse.Namespace) -> None:
     """Train a policy, in a run folder."""
-    usual_task, usual = USUAL.get(args.model, ("json_record", Config()))
-    config = replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
+    usual_task, _ = USUAL.get(args.model, ("json_record", None))
+    config = _config(args)
     method = get_method(args.method)
     if args.shaping:
         method = replace(method, name=f"{method.name}, {_part_name(args.shaping)}", shaping=get_shaping(args.shaping))
@@ -133,30 +128,6 @@ def evaluate_run(args: argparse.Namespace) -> None:
     disk.replace(args.run / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
 
 
-def report(args: argparse.Namespace) -> None:
-    """Write the pictures and tables of runs, and a picture that compares them."""
-    logs = [RunLog.load(run) for run in args.runs]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for log in logs:
-        report_run(log, args.out if len(logs) == 1 else args.out / log.path().name)
-    if len(logs) > 1:
-        exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.manifest.get("problems", {})]}
-        if len(exams) > 1:
-            print(f"note: these runs hold out different problems (task seeds {', '.join(map(str, exams.values()))}); "
-                  "train with one --task-seed to compare them on the same")
-        path = args.out / "comparison.png"
-        path.write_bytes(to_png(comparison_figure(logs)))
-        print(path)
-
-
-def report_run(log: RunLog, out: Path) -> None:
-    """Write a run's picture and its table."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "training.png").write_bytes(to_png(training_figure(log)))
-    log.write_csv(out / "steps.csv")
-    print(f"{out / 'training.png'}, {out / 'steps.csv'}")
-
-
 def demonstrate(args: argparse.Namespace) -> None:
     """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
     out = args.out or args.file.with_suffix(".demonstrated.jsonl")
@@ -182,102 +153,24 @@ def examine(args: argparse.Namespace) -> None:
     sys.exit(not report_findings(found, f"{args.model} can be trained here.", f"{args.model} can't be trained here"))
 
 
-def demo(args: argparse.Namespace) -> None:
-    """Execute 05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-    source = LESSONS / "05_train_live.ipynb"
-    if CHECKOUT:  # an installed package's own folder is no place for runs
-        os.environ.setdefault("HAPO_LAB_RUNS", str(LESSONS / "runs"))
-    run = runs_folder() / "05_train_live"
-    os.environ["HAPO_LAB_RUNS"] = str(run.parent)  # the kernel works in another folder
-    notebook = nbformat.read(source, as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(LESSONS)}},
-                            extra_arguments=["--log-level=40"])
-    print(f"executing {_short(source)}; its run is written to {_short(run)}; Ctrl-C ends it after the step")
-    client.on_cell_start = lambda cell, cell_index: cell.cell_type == "code" and print(
-        f"cell {cell_index + 1} of {len(notebook.cells)}: {cell.source.splitlines()[0]}", flush=True)
-    executed = run / "05_train_live.ipynb"
-    try:
-        with _watched(run), _interrupt_goes_to(client):
-            client.execute()
-    except CellExecutionError as error:
-        raise ValueError(f"a cell of the notebook failed, {error.ename}: {error.evalue or 'see there'}; the notebook is kept, "
-                         f"as far as it came, in {_short(executed)}.") from None
-    finally:
-        run.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, executed)
-    report_run(RunLog.load(run), run)
-    print(f"\n{summary(run)}\n\nexecuted notebook: {_short(executed)}\npicture:           {_short(run / 'training.png')}")
+def plan(args: argparse.Namespace) -> None:
+    """What the training of a recipe needs, before it starts."""
+    asked = parser(args.recipe).parse_args(["train", "planned"])
+    usual_task, _ = USUAL.get(asked.model, ("json_record", None))
+    name = asked.task or usual_task
+    new_tokens = load_task(name).max_new_tokens if name in TASKS else asked.max_new_tokens
+    plan_recipe(args, Job(shape_of(asked.model), _config(asked), new_tokens, args.prompt_tokens,
+                          quantize=not asked.no_quantize, rank=asked.rank))
 
 
-def summary(run: Path) -> str:
-    """What a run reached, in a few lines."""
-    log = RunLog.load(run)
-    last = log.steps[-5:]
-    groups = sum(len(s.problems) for s in last)
-    lines = [f"{log.name} on {log.manifest['task']}: {len(log.steps)} of {log.planned} steps, "
-             f"{sum(s.training_seconds for s in log.steps) / 60:.1f} minutes of training, evaluation excluded "
-             f"({_phases(log)})",
-             f"teacher in the last {len(last)} steps: {sum(s.teacher_samples for s in last)} of {groups} groups"]
-    if (run / "evaluation.json").exists():
-        for who, found in json.loads((run / "evaluation.json").read_text()).items():
-            low, high = found["interval_95"]
-            lines.append(f"held-out success {who} training: {found['success']:.1%} (95% interval {low:.1%} to {high:.1%}; "
-                         f"{len(found['by_problem'])} problems x {found['samples']}; "
-                         f"{found['dead_groups']:.0%} of the groups fail whole)")
-    return "\n".join(lines)
+def _config(args: argparse.Namespace) -> Config:
+    """A model's usual numbers, and those that were asked for."""
+    _, usual = USUAL.get(args.model, ("", Config()))
+    return replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
 
 
-def _phases(log: RunLog) -> str:
-    total = sum(s.training_seconds for s in log.steps) or 1.0
-    named = {"rollout": "rollouts", "gate": "gate, SSI and advantages", "update": "update"}
-    return ", ".join(f"{words} {sum(s.seconds[phase] for s in log.steps) / total:.2%}" for phase, words in named.items())
-
-
-@contextmanager
-def _watched(run: Path) -> Iterator[None]:
-    """Print a line whenever there is a new step of a run that another process writes, or is about to begin."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not (run / "run.json").exists():
-            if done.wait(0.5):
-                return
-        for log in RunLog.load(run).follow(stop=done):
-            print(progress_line(log), flush=True)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
-def _interrupt_goes_to(client: Any) -> Iterator[None]:
-    """The first Ctrl-C goes to the kernel, whose trainer then finishes its step and saves; a second one stops us."""
-    def forward(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        print("stopping after this step; Ctrl-C again to stop at once", flush=True)
-        os.kill(client.km.provisioner.pid, signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, forward)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def parser() -> argparse.ArgumentParser:
-    """Every command, with its options and their help."""
+def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
+    """Every command, with its options and their help. `recipe`: a file whose values are `train`'s defaults."""
     top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -308,6 +201,15 @@ def parser() -> argparse.ArgumentParser:
                         if getattr(config, f.name) != f.default)
         p.add_argument(f"--{f.name.replace('_', '-')}", type=int if f.default is None else type(f.default),
                        help=f"default: {default}{other}")
+    p.add_argument("--recipe", type=Path, help="a TOML file with any of these options; the command line goes before it")
+    if recipe:
+        p.set_defaults(**read_recipe(recipe, p._actions))
+
+    p = commands.add_parser("plan", help="what the training of a recipe needs in memory and time, before it starts")
+    p.set_defaults(run_command=plan)
+    p.add_argument("recipe", type=Path, help="TOML, as train --recipe takes it")
+    p.add_argument("--memory", type=float, help="GiB of a GPU that is not this machine's; default: what is free here")
+    p.add_argument("--prompt-tokens", type=int, default=PROMPT, help=f"of the longest prompt; default: {PROMPT}")
 
     p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")
     p.set_defaults(run_command=resume_run)
@@ -374,6 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; what goes wrong is one sentence."""
     args = parser().parse_args(argv)
     try:
+        if args.run_command is train and args.recipe:
+            args = parser(args.recipe).parse_args(argv)
         args.run_command(args)
     except (ValueError, TrainingError, EngineError) as error:
         sys.exit(f"hapo_lab: {error}")

@@ -6,7 +6,6 @@ away from training altogether: what is measured on the way is success on `valida
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -207,11 +206,7 @@ def load_experiment(path: str | Path) -> Experiment:
     (0, 1, 2)
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        reason = disk.why(error) if isinstance(error, OSError) else error
-        raise ValueError(f"{path} can't be read: {reason}.") from None
+    table = disk.read_toml(path)
     try:
         return _from_table(table, path.stem)
     except (ValueError, TypeError) as error:

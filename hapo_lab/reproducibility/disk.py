@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,3 +115,11 @@ def sha256_of(content: bytes | memoryview) -> str:
 def why(error: OSError) -> str:
     """What keeps a file from being read or written, in words."""
     return (error.strerror or str(error)).lower()
+
+
+def read_toml(path: Path) -> dict:
+    """A TOML file; ValueError, in one sentence, if it can't be read."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read: {why(error) if isinstance(error, OSError) else error}.") from None

@@ -1,0 +1,132 @@
+"""python -m hapo_lab plan RECIPE: what a training needs, before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+
+from transformers import AutoConfig
+
+from hapo_lab.policy.memory import PROCESS, Needs, Shape, memory_available, needs, row_bytes
+from hapo_lab.policy.models import PRESETS, default_device, model_source
+from hapo_lab.policy.rates import Rates, measured
+from hapo_lab.training.config import Config
+
+PROMPT = 256
+"""Tokens of a prompt, where nobody has said how long they are."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned."""
+
+    shape: Shape
+    config: Config
+    new_tokens: int
+    prompt_tokens: int = PROMPT
+    quantize: bool = True
+    rank: int = 16
+    gpu: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest completion, with its prompt."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
+    def rows(self) -> int:
+        """Completions in a step."""
+        return self.config.prompts * self.config.group_size
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 2 if self.gpu else 4
+
+    def needs(self, rows: int) -> Needs:
+        """With so many completions sampled together."""
+        budget = self.config.token_budget
+        return needs(self.shape, quantize=self.quantize, rank=self.rank, width=self.width, copied=not self.gpu, rows=rows,
+                     length=self.length, tokens=max(self.length, budget), checkpoint=self.length > budget,
+                     process=0 if self.gpu else PROCESS)
+
+    def together(self, free: int) -> int:
+        """How many completions the memory holds at a time; 0: not one."""
+        return min(max(free - self.needs(0).rollouts, 0) // row_bytes(self.shape, self.length, self.width), self.rows)
+
+
+def plan_recipe(args: argparse.Namespace, job: Job) -> None:
+    """Print what it needs, what doesn't fit, and which number to change; exit code 1 where it doesn't fit."""
+    device = default_device()
+    free = int(args.memory * GIB) if args.memory else memory_available(device)
+    job = replace(job, gpu=bool(args.memory) or device.type == "cuda")
+    print("\n".join(memory_table(job, free)))
+    if wrong := misfits(job, free):
+        sys.exit("\n".join(wrong))
+    if args.memory:
+        print("How long a step takes is measured on the machine itself: leave out --memory there.")
+    else:
+        print(hours(job, measured(device), -(-job.rows // job.together(free))))
+
+
+def memory_table(job: Job, free: int) -> list[str]:
+    """A line per part, in GiB."""
+    together, largest = job.together(free), max(job.length, job.config.token_budget)
+    parts, batches = job.needs(together), -(-job.rows // max(together, 1))
+    rows = [("weights" + ", in 4 bits" * job.quantize, parts.weights, ""),
+            (f"adapter of rank {job.rank}, and optimizer", parts.optimizer, ""),
+            ("Python and its libraries", parts.process, ""),
+            ("rollouts: a copy of the weights", parts.sampler, ""),
+            ("rollouts: keys and values", parts.cache, f"{together} of {job.rows} completions of up to {job.length} tokens "
+             "at a time" + f", {batches} batches" * (batches > 1)),
+            ("update: the largest pass", parts.activations, f"{largest} tokens" + ", each layer computed twice" * (
+                job.length > job.config.token_budget)),
+            ("rollouts or update, the larger", parts.peak, f"{free / GIB:.2f} GiB are free")]
+    return [f"{name:34} {size / GIB:7.2f} GiB  {remark}".rstrip() for name, size, remark in rows if size]
+
+
+def misfits(job: Job, free: int) -> list[str]:
+    """What does not fit, and what to change; [] where all does."""
+    found = []
+    if not job.together(free):
+        fixed = job.needs(0).rollouts
+        found.append(f"rollouts do not fit: {(fixed + row_bytes(job.shape, job.length, job.width)) / GIB:.1f} GiB for one "
+                     "completion at a time. Take a smaller model" + ("" if job.quantize else ", 4 bits") + ", or fewer "
+                     "max_new_tokens.")
+    if job.needs(0).update > free:
+        over = job.length > job.config.token_budget
+        found.append(f"the update does not fit: {job.needs(0).update / GIB:.1f} GiB. Take " + (
+            "fewer max_new_tokens" if over else f"a smaller token_budget than {job.config.token_budget}")
+            + ", or a smaller model.")
+    return found
+
+
+def hours(job: Job, rates: Rates, batches: int) -> str:
+    """How long a step takes at the very least: at this machine's own rates, and with every completion of full length.
+
+    In each batch a token costs one reading of the weights, or its computation if that takes longer.
+    """
+    parameters, tokens = job.shape.linear + job.shape.other, job.rows * job.new_tokens
+    weights = job.needs(0).sampler or job.needs(0).weights
+    sampling = max(batches * job.new_tokens * weights / rates.bytes_per_second, 2 * parameters * tokens / rates.flops)
+    passes = 3 if job.length > job.config.token_budget else 2  # forward, backward to the inputs, and forward again
+    seconds = sampling + passes * 2 * parameters * (tokens + job.config.prompts * job.prompt_tokens) / rates.flops
+    return (f"A step samples and trains up to {tokens:,} tokens. At this machine's rates ({rates.flops / 1e12:.2f} TFLOP/s, "
+            f"{rates.bytes_per_second / 1e9:.0f} GB/s) that is {_time(seconds)}, and {_time(seconds * job.config.steps)} for "
+            f"{job.config.steps} steps. Nothing reaches these rates: reckon with two to ten times as much.")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def shape_of(model: str) -> Shape:
+    """Of a model by name; ValueError if its config can't be had."""
+    if model in PRESETS:
+        return PRESETS[model].shape
+    try:
+        return Shape.of(AutoConfig.from_pretrained(model_source(model)))
+    except OSError as error:
+        raise ValueError(f"model {model!r}: its config can't be had ({str(error).splitlines()[0]}).") from None

@@ -1,0 +1,37 @@
+"""A recipe: a training's options, kept in a TOML file under the names that `train` has for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hapo_lab.reproducibility import disk
+
+
+def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any]:
+    """Option -> value, of a recipe's file. Dashes may be underscores; a table is read as if its lines stood alone.
+
+    ValueError, in one sentence, for a file that can't be read, an option that `train` does not have, and a value of another
+    type.
+    """
+    known = {action.dest: action for action in options if action.dest not in ("help", "folder", "recipe", "template_arg")}
+    table = disk.read_toml(path)
+    template = table.pop("template", {})
+    flat = [pair for key, value in table.items() for pair in (value.items() if isinstance(value, dict) else [(key, value)])]
+    given = {name.replace("-", "_"): value for name, value in flat}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"{path} has {', '.join(unknown)}, which train does not have; it may have template, "
+                         f"{', '.join(sorted(known))}.")
+    return {name: _value(path, known[name], value) for name, value in given.items()} | (
+        {"template_arg": list(template.items())} if template else {})
+
+
+def _value(path: Path, action: argparse.Action, value: Any) -> Any:
+    wanted: Any = bool if action.nargs == 0 else action.type or str
+    if isinstance(action.default, list):
+        return [value] if isinstance(value, str) else value
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+        raise ValueError(f"{path}: {action.dest} is {value!r}; it must be of the kind {wanted.__name__}.")
+    return wanted(value)
