@@ -234,7 +234,7 @@ def test_a_verifier_of_your_own_comes_from_its_file(write, verifier):
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
-    ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, or write FILE.py:FUNCTION"),
+    ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, math, or write FILE.py:FUNCTION"),
     ("other.py:verify", "'other.py:verify': there is no file other.py"),
     ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"),
     ("{}", "write FILE.py:F")])

@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 
 from hapo_lab.reproducibility import parts
+from hapo_lab.tasks.mathematics import verify_math
 from hapo_lab.tasks.problem import Problem, Verdict, Verifier
 
 
@@ -74,7 +75,7 @@ def _value(number: str) -> Decimal:
     return Decimal(number.replace(",", ""))
 
 
-VERIFIERS: dict[str, Verifier] = {"exact_match": exact_match, "last_number": last_number}
+VERIFIERS: dict[str, Verifier] = {"exact_match": exact_match, "last_number": last_number, "math": verify_math}
 
 
 def load_verifier(verify: str | Verifier) -> Verifier:
