@@ -294,6 +294,11 @@ def test_the_pages_tables_are_those_of_the_shipped_results():
             assert "\n".join(part) in page
 
 
+def test_figure_2_is_redrawn_where_both_of_its_methods_are_compared(four, tmp_path):
+    assert "figure-2.png" in {file.name for file in report(four, tmp_path)}
+    assert "figure-2.png" not in {file.name for file in report(four[:5] + four[10:], tmp_path)}
+
+
 def test_the_csv_holds_every_trial(four, tmp_path):
     report(four, tmp_path)
     lines = (tmp_path / "trials.csv").read_text().splitlines()

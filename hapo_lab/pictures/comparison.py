@@ -30,6 +30,8 @@ from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, p
 
 LEVEL = 0.8
 """The success whose price is reckoned."""
+FIGURE_2 = ("hapo", "luffy_matched")
+"""Whom the paper's Figure 2 compares, by short name: LUFFY with all but its gate as HAPO has it."""
 
 
 def budget_figure(found: Sequence[Outcome]) -> Figure:
@@ -299,6 +301,8 @@ def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
         figures |= {"tasks": task_figure(found)} | {f"budgets-{task}": budget_figure(of[task]) for task in tasks}
     else:
         figures |= {"budgets": budget_figure(found)}
+        if all(any(o.method == method for o in found if o.finished) for method in FIGURE_2):
+            figures |= {"figure-2": teacher_figure(found, FIGURE_2)}
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(to_png(figure))
     return [folder / name for name in ("table.md", "trials.csv", *(f"{name}.png" for name in figures))]
