@@ -1,5 +1,6 @@
 """Outcomes and statistics: hand-made trials, figures reckoned by hand."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,7 +212,8 @@ def test_who_uses_fewer_demonstrations_is_told_as_success_is(four):
 
 def test_splits_stand_side_by_side_with_the_base(four):
     rows = split_table([replace(o, test=o.test | {"wordings": {"a": 0.5}}) for o in four], {"sums": {"held out": 0.125}})
-    assert rows[0] == "| success: IQM [95%] | held out | wordings |" and rows[2] == "| the base | 0.125 |  |"
+    assert rows[0] == "| success: IQM [95%], against HAPO | held out | wordings |" and rows[2] == "| the base | 0.125 |  |"
+    assert re.search(r"\| GRPO \| 0.000 \[0.000, 0.000\], worse \| 0.500", rows[5])
     assert [row.split(" | ")[0] for row in rows[3:]] == ["| HAPO", "| LUFFY, HAPO's conventions", "| GRPO", "| SFT"]
     assert all(row.endswith("| 0.500 [0.500, 0.500] |") for row in rows[3:])
 

@@ -239,15 +239,22 @@ def task_table(found: Sequence[Outcome], split: str = HELD_OUT) -> list[str]:
                    for name, _ in by_method(found)]
 
 
-def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Markdown: success on each split of the test problems, by method; and the base's, the mean over tasks."""
-    splits = list(dict.fromkeys(split for o in found for split in o.test))
-    means = {split: interquartile_means(scores([o for o in found if split in o.test], split)) for split in splits}
-    rows = ["| success: IQM [95%] | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
+def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]], over: str | None = None) -> list[str]:
+    """Markdown: success on each split of the test problems, by method, and what is told apart there from a method (see
+    `interval_figure`); and the base's, the mean over tasks."""
+    splits, over = list(dict.fromkeys(split for o in found for split in o.test)), over or _reference(found)
+    numbers = {split: scores([o for o in found if split in o.test], split) for split in splits}
+    means = {split: interquartile_means(numbers[split]) for split in splits}
+    told = {split: verdicts(numbers[split], over) for split in splits}
+    rows = [f"| success: IQM [95%], against {over} | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
     before = [[success[split] for success in base.values() if split in success] for split in splits]
     rows.append("| the base | " + " | ".join(f"{np.mean(x):.3f}" if x else "" for x in before) + " |")
-    return rows + [f"| {name} | " + " | ".join(str(means[split].get(name, "")) for split in splits) + " |"
-                   for name, _ in by_method(found)]
+
+    def cell(name: str, split: str) -> str:
+        _, word = told[split].get(name, (None, ""))
+        return str(means[split].get(name, "")) + (f", {word}" if word in ("better", "worse") else "")
+
+    return rows + [f"| {name} | " + " | ".join(cell(name, split) for split in splits) + " |" for name, _ in by_method(found)]
 
 
 WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, a token"}
@@ -281,7 +288,7 @@ def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
         text = [*task_table(found), "", "All tasks together:", "", *text]
         text += [line for task in tasks for line in ("", f"{task}:", "", *table(of[task], over))]
     if any(o.test for o in found):
-        text += ["", *split_table(found, base or {}), "", *way_table(found)]
+        text += ["", *split_table(found, base or {}, over), "", *way_table(found)]
     else:
         text.append("\nNobody has looked at the test problems: success is on validation problems, at the last evaluation.")
     if unfinished := [o for o in found if not o.finished]:
