@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, NumpyDocstring
 from test_rooms import METHOD, ROOMS, modules, room
 
+from hapo_lab.experiments.outcomes import shipped
 from hapo_lab.notebook import widgets
 from hapo_lab.notebook.widgets import Explorable
 from hapo_lab.pictures.style import in_256_colours
@@ -159,9 +160,12 @@ def with_players(notebook: str, name: str, site: Path) -> str:
 
 
 def explorable(source: str) -> Explorable | None:
-    """What a cell shows whose last line is `widgets.NAME(...)`. For a lesson's own run, `log`, stands a shipped one."""
+    """What a cell shows whose last line is `widgets.NAME(...)`. For a lesson's own run, `log`, stands a shipped one; `found`
+    are the shipped runs of lesson 06."""
     def value(node: ast.expr):
-        return shipped_run(RUN) if isinstance(node, ast.Name) and node.id == "log" else ast.literal_eval(node)
+        if isinstance(node, ast.Name) and node.id in ("log", "found"):
+            return shipped_run(RUN) if node.id == "log" else shipped("sparse").found
+        return ast.literal_eval(node)
 
     match ast.parse(source).body if "widgets." in source else []:  # other cells may hold `!commands`, which are no Python
         case [*_, ast.Expr(ast.Call(ast.Attribute(ast.Name("widgets"), name), given, named))]:
