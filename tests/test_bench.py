@@ -421,7 +421,7 @@ def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["tiny"], "there is no run whose held-out problems could be asked: name task files"),
     (["tiny", "--verifier", "last_number"], "a run brings its own verifier: leave out --verifier"),
-    (["tiny", "--data", "FILE"], "--data needs --verifier: exact_match, last_number, or FILE.py:FUNCTION"),
+    (["tiny", "--data", "FILE"], "--data needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION"),
     (["tiny", "--data", "no.jsonl", "--verifier", "last_number"], "no.jsonl can't be read: no such file"),
     (["gpt-9", "--data", "FILE", "--verifier", "last_number"], "model 'gpt-9' is no preset"),
     (["EMPTY", "--data", "FILE", "--verifier", "last_number"], "holds no run .run.json. and no model"),

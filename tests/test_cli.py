@@ -163,7 +163,7 @@ def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--task", "none.jsonl", "--verifier", "last_number"], "none.jsonl can't be read: no such file or directory."),
-    (["--task", "none.jsonl"], "a task file needs --verifier: exact_match, last_number, or FILE.py:FUNCTION."),
+    (["--task", "none.jsonl"], "a task file needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION."),
     (["--task", "none.jsonl", "--verifier", "none"], "unknown verifier 'none'; choose one of exact_match, last_number"),
     (["--verifier", "last_number"], "task 'json_record' brings its own verifier: leave out --verifier."),
 ])

@@ -124,7 +124,7 @@ def test_the_command(file, tmp_path, capsys):
     out, shown = tmp_path / "own.demonstrated.jsonl", capsys.readouterr()
     assert f"of 12 missing demonstrations are in {out} now" in shown.out and "12/12" in shown.err
     assert len(read(out)) == 12
-    with pytest.raises(SystemExit, match="a task file needs --verifier: exact_match, last_number, or FILE.py:FUNCTION"):
+    with pytest.raises(SystemExit, match="a task file needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION"):
         main(["demonstrate", str(file), "--model", "tiny"])
 
 
