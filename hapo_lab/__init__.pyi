@@ -67,6 +67,7 @@ from .tasks.problem import Problem as Problem
 from .tasks.problem import Task as Task
 from .tasks.problem import Verdict as Verdict
 from .tasks.problem import with_demonstrations as with_demonstrations
+from .tasks.tables import load_table as load_table
 from .theory.exact_gradient import expected_gradient as expected_gradient
 from .theory.injection import injection_probability as injection_probability
 from .training.background import run_in_background as run_in_background

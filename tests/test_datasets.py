@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
+from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Problem, Verdict, question
+from hapo_lab.tasks.rebuilding import task_of_run
 from hapo_lab.tasks.verifiers import exact_match, last_number, load_verifier
 
 SUMS = [{"prompt": f"What is {a} + 1?", "answer": str(a + 1), "demonstration": f"It is {a + 1}."} for a in range(10, 20)]

@@ -9,8 +9,9 @@ import pytest
 from hapo_lab.runs.log import RunLog, shipped_run
 from hapo_lab.tasks.builtin import FOREIGN, TASKS, load_task, short, usual, worked
 from hapo_lab.tasks.elsewhere import elsewhere
-from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
+from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Problem, Task, Verdict, problem_from, problem_row, question, with_demonstrations
+from hapo_lab.tasks.rebuilding import task_of_run
 
 every_task = pytest.mark.parametrize("name", TASKS)
 SUMS = [name for name in TASKS if name.startswith("sums")]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hapo_lab.commands.options import add_engine_option, add_template_option
+from hapo_lab.commands.options import add_columns_option, add_engine_option, add_template_option, columns_of
 from hapo_lab.pictures.bench import report
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.scoring.bench import bench, run_questions
@@ -38,7 +38,10 @@ def _questions(args: argparse.Namespace, models: Sequence[Contestant]) -> Questi
         return asked if args.max_new_tokens is None else replace(asked, max_new_tokens=args.max_new_tokens)
     if not args.verifier:
         raise ValueError(f"--data needs --verifier: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION.")
-    return read_questions(args.data, args.verifier, 64 if args.max_new_tokens is None else args.max_new_tokens)
+    asked = read_questions(args.data, args.verifier, 64 if args.max_new_tokens is None else args.max_new_tokens,
+                           columns_of(args.columns))
+    print("".join(f"{finding}\n" for finding in asked.findings), end="")
+    return asked
 
 
 def add_bench_options(p: argparse.ArgumentParser) -> None:
@@ -47,7 +50,9 @@ def add_bench_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("models", nargs="+", metavar="RUN|MODEL",
                    help=f"a run's folder, {', '.join(PRESETS)}, a model's folder, or a hub id; NAME=RUN|MODEL names it")
     p.add_argument("--data", type=Path, nargs="+", metavar="FILE",
-                   help="JSONL: prompt, answer, and source if need be; default: what the runs hold out")
+                   help="JSONL (prompt, answer, and source if need be), FILE.parquet or ORG/NAME[:SPLIT] on the hub; "
+                        "default: what the runs hold out")
+    add_columns_option(p)
     p.add_argument("--verifier", help=f"of the files: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
     p.add_argument("--max-new-tokens", type=int, help="where an answer is cut; default: the run's, or 64 with --data")
     p.add_argument("--samples", type=int, default=32, help="of each problem; default: 32")

@@ -18,7 +18,7 @@ from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
-from hapo_lab.commands.options import add_engine_option, add_template_option
+from hapo_lab.commands.options import add_columns_option, add_engine_option, add_template_option, columns_of
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
 from hapo_lab.commands.recipe import read_recipe
 from hapo_lab.commands.report import report, report_run
@@ -34,8 +34,10 @@ from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
 from hapo_lab.runs.trackers import TRACKERS, Maker, get_trackers, tracking
 from hapo_lab.tasks.builtin import TASKS, load_task
-from hapo_lab.tasks.jsonl import load_jsonl, task_of_run
+from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Task
+from hapo_lab.tasks.rebuilding import task_of_run
+from hapo_lab.tasks.tables import is_table, load_table
 from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
 from hapo_lab.training.config import TINY, Config
 from hapo_lab.training.demonstrations import Demonstrations
@@ -69,9 +71,10 @@ def train(args: argparse.Namespace) -> None:
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, template=dict(args.template_arg),
                          seed=config.seed if args.adapter_seed is None else args.adapter_seed)
     trainer = Trainer(policy, task, method, config, folder=args.folder, engine=args.engine)
-    shown = sum(trainer.demonstration(p) is not None for p in task.train)
+    shown = len(trainer.with_demonstration)
+    longer = sum(bool(p.demonstrations) for p in task.train) - shown
     print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
-          f"tokens; {len(task.heldout)} held out", flush=True)
+          f"tokens{f' ({longer} only a longer one)' if longer else ''}; {len(task.heldout)} held out", flush=True)
     _train(trainer, trackers)
 
 
@@ -96,7 +99,12 @@ def _part_name(name: str) -> str:
 
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
-    """By name, or from a file."""
+    """By name, from a file of one's own, or from a published table."""
+    if is_table(name) or args.columns or args.test:
+        task = load_table(name, _verifier(args), args.max_new_tokens, columns=columns_of(args.columns), test=args.test,
+                          heldout=args.heldout, seed=seed)
+        print("\n".join(task.findings), flush=True)
+        return task
     if name.endswith(".jsonl"):
         return load_jsonl(name, _verifier(args), args.max_new_tokens, heldout=args.heldout, seed=seed)
     if args.verifier:
@@ -179,9 +187,12 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, help="the run's folder")
     p.add_argument("--model", default="smollm2-135m",
                    help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
-    p.add_argument("--task", help=f"{', '.join(TASKS)}, or a FILE.jsonl of your own; default: sums for tiny, else json_record")
+    p.add_argument("--task", help=f"{', '.join(TASKS)}, a FILE.jsonl of your own, or a published table: FILE.parquet or "
+                                  "ORG/NAME[:SPLIT] on the hub; default: sums for tiny, else json_record")
     _add_file_options(p)
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
+    p.add_argument("--test", help="another table, whose problems are held out")
+    add_columns_option(p)
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
     p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}, or FILE.py:NAME")
     p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or "

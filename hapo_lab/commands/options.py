@@ -29,3 +29,17 @@ def _argument(text: str) -> tuple[str, object]:
     with suppress(json.JSONDecodeError):
         value = json.loads(value)
     return name, value
+
+
+def add_columns_option(p: argparse.ArgumentParser) -> None:
+    """Of a published table."""
+    p.add_argument("--columns", help="where a table keeps its fields, such as prompt=problem,answer=solution; default: where "
+                                     "OpenR1-Math and LUFFY's files have them")
+
+
+def columns_of(text: str | None) -> dict[str, str] | None:
+    """FIELD=COLUMN,FIELD=COLUMN as a mapping. ValueError for what is none."""
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    if any(not (field and equals and column) for field, equals, column in pairs):
+        raise ValueError(f"--columns is {text!r}; it must be FIELD=COLUMN, with commas between, such as answer=solution.")
+    return {field.strip(): column.strip() for field, _, column in pairs} or None

@@ -33,7 +33,7 @@ from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.scoring.contestants import Contestant, contestant
 from hapo_lab.scoring.questions import Questions, held_out
 from hapo_lab.scoring.scores import Answers
-from hapo_lab.tasks.jsonl import task_of_run
+from hapo_lab.tasks.rebuilding import task_of_run
 from hapo_lab.training.evaluation import TOGETHER, draw
 
 DESCRIPTION, SAMPLES = "bench.json", "samples.jsonl"

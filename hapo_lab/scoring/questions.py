@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hapo_lab.reproducibility import disk, parts
 from hapo_lab.scoring.scores import ALL
 from hapo_lab.tasks.jsonl import Row, read_rows
 from hapo_lab.tasks.problem import Problem, Task, Verifier
+from hapo_lab.tasks.tables import is_table, read_table
 from hapo_lab.tasks.verifiers import load_verifier
 
 
@@ -25,6 +26,8 @@ class Questions:
     verify: Verifier
     max_new_tokens: int
     """A longer answer is cut, and wrong."""
+    findings: tuple[str, ...] = ()
+    """In words: what was counted and left out while tables were read."""
 
     def __post_init__(self) -> None:
         if why := self.described()["verifier"].get("unknown"):
@@ -37,17 +40,23 @@ class Questions:
                 "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
 
 
-def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_tokens: int) -> Questions:
+def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_tokens: int,
+                   columns: Mapping[str, str] | None = None) -> Questions:
     """The questions of task files: where a file has splits its held-out problems, else all of them.
+
+    A published table counts a problem once, however often it repeats it: 32 samples of each are asked for here.
 
     Parameters
     ----------
     files : paths
-        JSONL as `load_jsonl` reads it. A line may say in `source` what it counts to; by default it is the file's name.
+        JSONL as `load_jsonl` reads it, or tables as `load_table` does. A line may say in `source` what it counts to; by
+        default it is the file's name.
     verify : str or Verifier
         A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function from a file.
     max_new_tokens : int
         Room for a right answer.
+    columns : mapping, optional
+        As `load_table` takes it; then JSONL is read as a table too.
 
     Raises
     ------
@@ -63,12 +72,13 @@ def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_
     ('exam', 'easy')
     """
     verifier = load_verifier(verify)
-    rows = [(_source(row, path), row) for path in map(Path, files) for row in _asked(path, verifier)]
+    findings: list[str] = []
+    rows = [(_source(row, path), row) for path in map(Path, files) for row in _asked(path, verifier, columns, findings)]
     _refuse_twins([row for _, row in rows])
     sources = tuple(source for source, _ in rows)
     if ALL in sources and len(set(sources)) > 1:
         raise ValueError(f"a source is called {ALL!r}, as the row over all sources is: give it another name.")
-    return Questions(tuple(row.problem for _, row in rows), sources, verifier, max_new_tokens)
+    return Questions(tuple(row.problem for _, row in rows), sources, verifier, max_new_tokens, tuple(findings))
 
 
 def held_out(tasks: dict[str, Task]) -> Questions:
@@ -82,7 +92,11 @@ def held_out(tasks: dict[str, Task]) -> Questions:
     return found[first]
 
 
-def _asked(path: Path, verify: Verifier) -> list[Row]:
+def _asked(path: Path, verify: Verifier, columns: Mapping[str, str] | None, findings: list[str]) -> list[Row]:
+    if columns or is_table(str(path)):
+        rows, found = read_table(path, verify, columns)
+        findings += found
+        return rows
     rows = [row for row in read_rows(path, verify) if row.split != "train"]
     if not rows:
         raise ValueError(f'{path} holds no problem to ask: each line\'s split is "train".')

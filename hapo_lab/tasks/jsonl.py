@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hapo_lab.reproducibility import disk, parts
-from hapo_lab.tasks.builtin import load_task
-from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, leaks, question, with_demonstrations
-from hapo_lab.tasks.verifiers import VERIFIERS, load_verifier
+from hapo_lab.tasks.problem import Problem, Task, Verdict, Verifier, judged, leaks, question
+from hapo_lab.tasks.verifiers import load_verifier
 
 EXAMPLE = '{"prompt": "What is 27 + 58?", "answer": "85"}'
 
@@ -75,32 +74,6 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source, seed)
 
 
-def task_of_run(manifest: dict) -> Task:
-    """The task of a run, built again from its `run.json`: exactly its problems, and its verifier.
-
-    ValueError if they can't be had: the task is not the kit's, its file or its verifier's is gone or another one by now.
-    """
-    name, source, identity = manifest["task"], manifest["source"] or {}, manifest["problems"]
-    if "file" not in source:
-        task = load_task(name, identity["seed"])
-    else:
-        if parts.checksum(Path(source["file"])) != source["sha256"]:
-            raise ValueError(f"{source['file']} has changed since the run was made, so its held-out problems may have been "
-                             "trained on: bring the old file back.")
-        try:
-            verifier = parts.rebuilt(identity["verifier"], VERIFIERS)
-        except ValueError as error:
-            raise ValueError(f"task {name!r}, its verifier: {error}") from None
-        task = load_jsonl(source["file"], verifier, identity["max_new_tokens"], heldout=source["heldout"],
-                          seed=identity["seed"])
-    if "demonstrations" in source:
-        task = with_demonstrations(task, **source["demonstrations"])
-    if different := [part for part in identity if task.identity[part] != identity[part]]:
-        raise ValueError(f"task {name!r}, seed {identity['seed']}, is another one here ({', '.join(different)}): its held-out "
-                         "problems may have been trained on.")
-    return task
-
-
 # reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +102,11 @@ def _row(where: str, line: str) -> Row:
                          f"problem, such as {EXAMPLE}.") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: {_kind(fields)}, but no object; each line must hold one problem, such as {EXAMPLE}.")
+    return row_of(where, fields)
+
+
+def row_of(where: str, fields: dict) -> Row:
+    """What a line's fields say. ValueError, with the field, where they can't be read."""
     for name in ("prompt", "answer"):
         if name not in fields:
             raise ValueError(f"{where}: the field {name!r} is missing (there are: {', '.join(fields) or 'none'}).")
@@ -200,17 +178,18 @@ def _refuse_twins(path: Path, rows: list[Row]) -> None:
 def _refuse_rejected(path: Path, rows: list[Row], verify: Verifier) -> None:
     wrong = []
     for row in rows:
-        _judge(row, verify, "")  # so that a verifier that can't read this answer says so now, and not in the middle of a run
+        judge_row(row, verify, "")  # so that a verifier that can't read this answer says so now, and not in the middle of a run
         wrong += [f"{_lines([row])}: {verdict.reason}" for text in row.problem.demonstrations
-                  if not (verdict := _judge(row, verify, text)).correct]
+                  if not (verdict := judge_row(row, verify, text)).correct]
     if wrong:
         remedy = "correct them, or set them to null"
         raise ValueError(_listed(path, f"holds demonstrations that the verifier rejects; {remedy}", wrong))
 
 
-def _judge(row: Row, verify: Verifier, completion: str) -> Verdict:
+def judge_row(row: Row, verify: Verifier, completion: str) -> Verdict:
+    """The verifier's verdict on a row's completion; ValueError, with the row, where it has none."""
     try:
-        verdict = verify(row.problem, completion)
+        verdict = judged(verify, row.problem, completion)
     except Exception as error:
         raise ValueError(f"{row.where}: the verifier fails on the completion {completion!r}: "
                          f"{type(error).__name__}: {error}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
-from hapo_lab.reproducibility import disk, parts
+from hapo_lab.reproducibility import parts
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,11 @@ class Task:
     max_new_tokens: int
     """Room for a right completion, and a little more."""
     source: dict | None = None
-    """Of a task that is not a built-in one as it stands: what `jsonl.task_of_run` needs to build it again in a new process."""
+    """Of a task that is not a built-in one as it stands: what `task_of_run` needs to build it again in a new process."""
     seed: int | None = None
     """Of the draw that decided which problems are held out, where there was one."""
+    findings: tuple[str, ...] = ()
+    """In words: what was counted and left out while a published table was read (`load_table`)."""
 
     def __post_init__(self) -> None:
         if not self.train or not self.heldout:
@@ -93,7 +97,7 @@ class Task:
             raise ValueError(f"task {self.name!r}: held out and in training both: {', '.join(both)}.")
         wrong = [f"the demonstration of {question(p)!r} fails its own verifier: {verdict.reason}"
                  for p in (*self.train, *self.heldout) for text in p.demonstrations
-                 if not (verdict := self.verify(p, text)).correct]
+                 if not (verdict := judged(self.verify, p, text)).correct]
         if wrong:
             raise ValueError(f"task {self.name!r}: {'; '.join(wrong)}. Correct it, or leave it out.")
 
@@ -105,8 +109,29 @@ class Task:
                 "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
 
 
+_passed: dict[int, tuple[Verifier, Verdict]] = {}
+"""Verdicts of demonstrations that were found right, by a hash of verifier, problem and text; and the verifier, kept alive so
+that no other gets its id."""
+
+
+def judged(verify: Verifier, problem: Problem, demonstration: str) -> Verdict:
+    """The verifier's verdict on a demonstration. One that passed is not judged again, as a task is built more than once."""
+    known = hash((id(verify), problem.key, question(problem), problem.answer, demonstration))
+    if known in _passed:
+        return _passed[known][1]
+    verdict = verify(problem, demonstration)
+    if isinstance(verdict, Verdict) and verdict.correct:
+        _passed[known] = verify, verdict
+    return verdict
+
+
 def _checksum(problems: tuple[Problem, ...]) -> str:
-    return disk.sha256_of(json.dumps([problem_row(problem) for problem in problems]).encode())[:16]
+    """Of `json.dumps` of all rows, a row at a time: a published data set's text would fill the memory once more."""
+    whole = hashlib.sha256()
+    for i, problem in enumerate(problems):
+        whole.update(f"{', ' if i else '['}{json.dumps(problem_row(problem))}".encode())
+    whole.update(b"]" if problems else b"[]")
+    return whole.hexdigest()[:16]
 
 
 def problem_row(problem: Problem) -> dict:
@@ -123,15 +148,34 @@ def problem_from(row: dict) -> Problem:
 
 def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
     """Pairs of a held-out problem and a training problem that gives it away: the same key, or the question within a
-    prompt or a demonstration."""
-    shown = [(p, "\n".join([*(m["content"] for m in p.messages), *p.demonstrations])) for p in train]
-    keys, everything = {p.key for p, _ in shown}, "\n".join(text for _, text in shown)
-    found = []
-    for p in heldout:
-        if p.key in keys or question(p) in everything:  # else not worth the walk below
-            asked = re.compile(rf"(?<!\w){re.escape(question(p))}(?!\w)")
-            found += [(p, other) for other, text in shown if other.key == p.key or asked.search(text)]
-    return found
+    prompt or a demonstration.
+
+    Time grows with the length of all texts, and not with the number of pairs: a question is looked for only in a text that
+    holds the word of it that the fewest held-out questions have.
+    """
+    shown, held = list(train), list(heldout)
+    words = [_words(question(p)) for p in held]
+    common = Counter(word for some in words for word in some)
+    with_key, with_word = defaultdict(list), defaultdict(list)
+    for i, (p, some) in enumerate(zip(held, words, strict=True)):
+        with_key[p.key].append(i)
+        with_word[min(some, key=lambda word: (common[word], -len(word), word), default=b"")].append(i)
+    rare, found = set(with_word), set()
+    for j, p in enumerate(shown):
+        found |= {(i, j) for i in with_key.get(p.key, ())}
+        for text in (*(m["content"] for m in p.messages), *p.demonstrations):
+            there = _words(text) | {b""}
+            found |= {(i, j) for word in rare & there for i in with_word[word]
+                      if words[i] <= there and re.search(rf"(?<!\w){re.escape(question(held[i]))}(?!\w)", text)}
+    return [(held[i], shown[j]) for i, j in sorted(found)]
+
+
+_NO_WORD = bytes(c if chr(c).isalnum() or chr(c) == "_" else ord(" ") for c in range(128)) + bytes(128)
+
+
+def _words(text: str) -> set[bytes]:
+    """Its words, broken at each letter outside ASCII: several times faster than a regular expression, on megabytes."""
+    return set(text.encode("ascii", "replace").translate(_NO_WORD).split())
 
 
 def question(problem: Problem) -> str:

@@ -17,7 +17,7 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.ssi import Rollout
-from hapo_lab.tasks.problem import Problem, Task, Verifier
+from hapo_lab.tasks.problem import Problem, Task, Verifier, judged
 
 TOGETHER = 64
 """Rollouts drawn at a time: fewer use a processor badly, more take memory."""
@@ -109,7 +109,7 @@ def demonstrated(policy: Policy, task: Task, problem: Problem, limit: int, most:
     for text in problem.demonstrations[:most]:
         ids = demonstration_ids(policy, replace(problem, demonstration=text), limit)
         if ids is not None:
-            verdict = task.verify(problem, text)
+            verdict = judged(task.verify, problem, text)
             found.append(Rollout(ids, text, float(verdict.correct), verdict.reason, teacher=True))
     return found
 

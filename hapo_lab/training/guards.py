@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from hapo_lab.engines.protocol import EngineError
+from hapo_lab.tasks.problem import Problem
 
 
 class TrainingError(RuntimeError):
@@ -41,6 +44,11 @@ def sampling() -> Iterator[None]:
     except EngineError as error:
         raise TrainingError(f"no rollouts: {error}. What was saved before is whole: "
                             "iterate again, or resume the run.") from error
+
+
+def looked_through(problems: Sequence[Problem], what: str) -> Iterator[Problem]:
+    """The problems, under a bar where that takes longer than two seconds: tens of thousands of long demonstrations do."""
+    return iter(tqdm(problems, desc=what, unit=" problems", delay=2, leave=False))
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from hapo_lab.methods import Method
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.runs.manifest import policy_of
-from hapo_lab.tasks.jsonl import task_of_run
 from hapo_lab.tasks.problem import Task
+from hapo_lab.tasks.rebuilding import task_of_run
 from hapo_lab.training.config import Config
 
 

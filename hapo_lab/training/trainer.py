@@ -31,7 +31,7 @@ from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import demonstrated, draw, evaluate
-from hapo_lab.training.guards import TrainingError, interrupt_asks, sampling, timed, writing
+from hapo_lab.training.guards import TrainingError, interrupt_asks, looked_through, sampling, timed, writing
 from hapo_lab.training.learner import Learner, NotFinite
 from hapo_lab.training.order import others_for, problems_of
 from hapo_lab.training.rebuilding import rebuild
@@ -236,14 +236,15 @@ class Trainer:
         enough = ceil(method.aside * self.config.prompts)
         if len(waiting) < enough:
             return [], waiting
-        problems = {p.key: p for p in self._shown}
+        problems = {p.key: p for p in self.with_demonstration}
         due = [problems[key] for key in waiting[:enough]]
         return [teach(LESSON, Group(p, ()), self.demonstration(p)) for p in due], waiting[enough:]
 
     def problems(self, step: int) -> list[Problem]:
         """The step's problems: the training split in a new order each time round. A method that only imitates is given those
         that have a demonstration, if there are any."""
-        return problems_of(step, self._shown if self._method(step).mu == 1 and self._shown else self.task.train, self.config)
+        some = self.with_demonstration if self._method(step).mu == 1 else ()
+        return problems_of(step, some or self.task.train, self.config)
 
     def _sample(self, step: int, method: Method) -> tuple[list[Group], list[Group]]:
         """The step's groups as sampled, and those that a method with `redraws` has thrown away for others.
@@ -299,13 +300,13 @@ class Trainer:
         return next(iter(demonstrated(self.policy, self.task, problem, self.sampling.max_new_tokens)), None)
 
     def _check_prompts(self) -> None:
-        new = self.sampling.max_new_tokens
-        for problem in (*self.task.train, *self.task.heldout):
+        new, most = self.sampling.max_new_tokens, max(stage.teachers for stage in self.method.stages)
+        for problem in looked_through((*self.task.train, *self.task.heldout), "prompts"):
             if (length := len(prompt_ids(self.policy, problem))) > self.policy.context - new:
                 raise ValueError(f"problem {problem.key!r} has a prompt of {length} tokens; with {new} new ones that is more "
                                  f"than {self.policy.name} reads ({self.policy.context}). Shorten it, or leave it out.")
-        most = max(stage.teachers for stage in self.method.stages)
-        self._shown = tuple(p for p in self.task.train if demonstrated(self.policy, self.task, p, new, most))
+        self.with_demonstration = tuple(p for p in looked_through(self.task.train, "demonstrations")
+                                        if demonstrated(self.policy, self.task, p, new, most))  # that is not too long
         if most > 1 and not any(problem.more_demonstrations for problem in self.task.train):
             raise ValueError(f"{self.method.name} takes several demonstrations a problem, and task {self.task.name!r} has one "
                              "at most: add more, or choose another method.")

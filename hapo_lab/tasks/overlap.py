@@ -1,0 +1,69 @@
+"""What two sets of problems have in common: questions asked twice, and questions that a test asks too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from hapo_lab.tasks.problem import Problem, question
+
+RUN = 13
+"""Words in a row that make two questions one: the measure that GPT-3's authors took, and most since. Signs are words too."""
+_WORD = re.compile(r"\w+|[-+*/^=<>]")
+
+
+def words_of(problem: Problem) -> list[str]:
+    """A question's words and signs, in small letters; stops, brackets and white space are left aside.
+
+    >>> words_of(Problem("sum", ({"role": "user", "content": "What is  (27 + 58)?"},), "85"))
+    ['what', 'is', '27', '+', '58']
+    """
+    text = question(problem).lower()
+    return _WORD.findall(text) or text.split()
+
+
+def twins(problems: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
+    """(A problem, an earlier one that asks the same), by their words."""
+    first: dict[str, Problem] = {}
+    pairs = ((p, first.setdefault(" ".join(words_of(p)), p)) for p in problems)
+    return [(p, earlier) for p, earlier in pairs if p is not earlier]
+
+
+def contaminated(train: Iterable[Problem], heldout: Iterable[Problem], run: int = RUN) -> list[tuple[Problem, Problem, str]]:
+    """Training problems whose question shares `run` words in a row with a held-out one, or is the same, in small letters.
+
+    Parameters
+    ----------
+    train, heldout : iterables of Problem
+    run : int
+        Words. A question with fewer has to be the same as a whole.
+
+    Returns
+    -------
+    list of (training problem, held-out problem, the words that both have)
+        The first run that is found of each training problem. Time grows with the number of words.
+
+    Examples
+    --------
+    >>> def asks(text):
+    ...     return Problem(text, ({"role": "user", "content": text},), "85")
+    >>> [words for _, _, words in contaminated([asks("How much is 27 + 58?")], [asks("So how much is 27 + 58?")], run=4)]
+    ['how much is 27']
+    """
+    known: dict[tuple[str, ...], Problem] = {}
+    for problem in heldout:
+        for words in _runs(words_of(problem), run):
+            known.setdefault(words, problem)
+    found = []
+    for problem in train:
+        both = next((words for words in _runs(words_of(problem), run) if words in known), None)
+        if both:
+            found.append((problem, known[both], " ".join(both)))
+    return found
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    if words and len(words) < length:
+        yield tuple(words)
+    for i in range(len(words) - length + 1):
+        yield tuple(words[i:i + length])
