@@ -55,7 +55,7 @@ def test_a_recipe_trains_what_the_same_options_train(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("speed = 3", "has speed, which train does not have; it may have template, adapter_seed"),
+    ("speed = 3", "has speed, which train does not have; it may have template, task_options, adapter_seed"),
     ('steps = "many"', "steps is 'many'; it must be of the kind int"), ("steps = true", "steps is True"),
     ("steps = 2.5", "steps is 2.5"), ("model = 3", "model is 3; it must be of the kind str"),
     ("no_quantize = 1", "no_quantize is 1; it must be of the kind bool"), ("steps =", "can't be read"),

@@ -18,7 +18,7 @@ from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
-from hapo_lab.commands.options import add_columns_option, add_engine_option, add_template_option, columns_of
+from hapo_lab.commands.options import add_columns_option, add_engine_option, add_task_option, add_template_option, columns_of
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
 from hapo_lab.commands.recipe import read_recipe
 from hapo_lab.commands.report import report, report_run
@@ -34,6 +34,7 @@ from hapo_lab.runs.manifest import policy_of
 from hapo_lab.runs.progress import mean_of, progress_line
 from hapo_lab.runs.trackers import TRACKERS, Maker, get_trackers, tracking
 from hapo_lab.tasks.builtin import TASKS, load_task
+from hapo_lab.tasks.gym import PREFIX
 from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Task
 from hapo_lab.tasks.rebuilding import task_of_run
@@ -109,7 +110,7 @@ def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
         return load_jsonl(name, _verifier(args), args.max_new_tokens, heldout=args.heldout, seed=seed)
     if args.verifier:
         raise ValueError(f"task {name!r} brings its own verifier: leave out --verifier.")
-    return load_task(name, seed)
+    return load_task(name, seed, **dict(args.task_arg))
 
 
 def _verifier(args: argparse.Namespace) -> str:
@@ -138,8 +139,12 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
 def demonstrate(args: argparse.Namespace) -> None:
     """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
-    out = args.out or args.file.with_suffix(".demonstrated.jsonl")
-    job = Demonstrations(args.file, out, load_verifier(_verifier(args)), args.model, args.samples)
+    if str(args.file).startswith(PREFIX):
+        task = load_task(str(args.file), args.task_seed, **dict(args.task_arg))
+        given, verify, out = task, task.verify, Path(f"{str(args.file).removeprefix(PREFIX)}.demonstrated.jsonl")
+    else:
+        given, verify, out = args.file, load_verifier(_verifier(args)), args.file.with_suffix(".demonstrated.jsonl")
+    job = Demonstrations(given, args.out or out, verify, args.model, args.samples)
     sampling = Sampling(args.max_new_tokens, args.temperature)
     try:
         if job.pending:
@@ -149,7 +154,7 @@ def demonstrate(args: argparse.Namespace) -> None:
                     bar.set_postfix_str(f"{job.found} demonstrations", refresh=False)
                     bar.update(asked)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; what was found is in {out}: give the same command again to go on.")
+        sys.exit(f"stopped; what was found is in {job.out}: give the same command again to go on.")
     print(job)
 
 
@@ -166,7 +171,8 @@ def plan(args: argparse.Namespace) -> None:
     asked = parser(args.recipe).parse_args(["train", "planned"])
     usual_task, _ = USUAL.get(asked.model, ("json_record", None))
     name = asked.task or usual_task
-    new_tokens = load_task(name).max_new_tokens if name in TASKS else asked.max_new_tokens
+    named = name in TASKS or name.startswith(PREFIX)
+    new_tokens = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else asked.max_new_tokens
     plan_recipe(args, Job(shape_of(asked.model), _config(asked), new_tokens, args.prompt_tokens,
                           quantize=not asked.no_quantize, rank=asked.rank))
 
@@ -187,10 +193,11 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, help="the run's folder")
     p.add_argument("--model", default="smollm2-135m",
                    help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
-    p.add_argument("--task", help=f"{', '.join(TASKS)}, a FILE.jsonl of your own, or a published table: FILE.parquet or "
-                                  "ORG/NAME[:SPLIT] on the hub; default: sums for tiny, else json_record")
+    p.add_argument("--task", help=f"{', '.join(TASKS)}, a FILE.jsonl of your own, a published table (FILE.parquet, or "
+                                  f"ORG/NAME[:SPLIT] on the hub), or {PREFIX}NAME; default: sums for tiny, else json_record")
     _add_file_options(p)
     p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
+    add_task_option(p)
     p.add_argument("--test", help="another table, whose problems are held out")
     add_columns_option(p)
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
@@ -247,7 +254,9 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
 
     p = commands.add_parser("demonstrate", help="let a teacher model write a task file's missing demonstrations")
     p.set_defaults(run_command=demonstrate)
-    p.add_argument("file", type=Path, help="JSONL: prompt, answer, demonstration or none")
+    p.add_argument("file", type=Path, help=f"JSONL: prompt, answer, demonstration or none; or {PREFIX}NAME")
+    p.add_argument("--task-seed", type=int, default=0, help=f"of {PREFIX}NAME; default: 0")
+    add_task_option(p)
     p.add_argument("--out", type=Path, help="default: FILE.demonstrated.jsonl; the same command again goes on there")
     p.add_argument("--model", required=True, help=f"the teacher: {', '.join(PRESETS)}, a folder, or a hub id")
     p.add_argument("--samples", type=int, default=8, help="completions a problem; the first right one is kept; default: 8")

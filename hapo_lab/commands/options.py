@@ -21,6 +21,12 @@ def add_template_option(p: argparse.ArgumentParser) -> None:
                    help="an argument of the model's chat template, such as enable_thinking=false; as often as needed")
 
 
+def add_task_option(p: argparse.ArgumentParser) -> None:
+    """Of a task that takes options."""
+    p.add_argument("--task-arg", type=_argument, action="append", default=[], metavar="NAME=VALUE",
+                   help="an option of a task of reasoning-gym, such as max_terms=3; as often as needed")
+
+
 def _argument(text: str) -> tuple[str, object]:
     """NAME=VALUE: the value as JSON, or else as a word."""
     name, equals, value = text.partition("=")

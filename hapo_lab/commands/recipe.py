@@ -9,6 +9,9 @@ from typing import Any
 
 from hapo_lab.reproducibility import disk
 
+PAIRS = {"template": "template_arg", "task_options": "task_arg"}
+"""Tables of a recipe whose lines are the NAME=VALUE of an option."""
+
 
 def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any]:
     """Option -> value, of a recipe's file. Dashes may be underscores; a table is read as if its lines stood alone.
@@ -16,16 +19,15 @@ def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any
     ValueError, in one sentence, for a file that can't be read, an option that `train` does not have, and a value of another
     type.
     """
-    known = {action.dest: action for action in options if action.dest not in ("help", "folder", "recipe", "template_arg")}
+    known = {action.dest: action for action in options if action.dest not in ("help", "folder", "recipe", *PAIRS.values())}
     table = disk.read_toml(path)
-    template = table.pop("template", {})
+    pairs = {option: list(table.pop(name).items()) for name, option in PAIRS.items() if name in table}
     flat = [pair for key, value in table.items() for pair in (value.items() if isinstance(value, dict) else [(key, value)])]
     given = {name.replace("-", "_"): value for name, value in flat}
     if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"{path} has {', '.join(unknown)}, which train does not have; it may have template, "
+        raise ValueError(f"{path} has {', '.join(unknown)}, which train does not have; it may have {', '.join(PAIRS)}, "
                          f"{', '.join(sorted(known))}.")
-    return {name: _value(path, known[name], value) for name, value in given.items()} | (
-        {"template_arg": list(template.items())} if template else {})
+    return {name: _value(path, known[name], value) for name, value in given.items()} | pairs
 
 
 def _value(path: Path, action: argparse.Action, value: Any) -> Any:

@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable
 from datetime import date
 from functools import partial
+from typing import Any
 
+from hapo_lab.tasks.gym import PREFIX, load_gym
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.tasks.verifiers import verify_end, verify_iso_date, verify_json_record
 
@@ -164,13 +166,19 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "sums_teachers": sums_teachers, "sums_small": sums_small, **{name: partial(foreign, name) for name in FOREIGN}}
 
 
-def load_task(name: str = "json_record", seed: int = 0) -> Task:
+def load_task(name: str = "json_record", seed: int = 0, **options: Any) -> Task:
     """A task by name; the seed decides which problems are held out.
+
+    "reasoning_gym:NAME" is that data set's task (pip install "hapo_lab[gym]"), with the options of `gym.load_gym` and its own.
 
     >>> task = load_task("sums")
     >>> task.train[0].messages[-1]["content"], len(task.train), len(task.heldout)
     ('What is 26 + 51?', 280, 40)
     """
+    if name.startswith(PREFIX):
+        return load_gym(name.removeprefix(PREFIX), seed, **options)
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}.")
+        raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}, or {PREFIX}NAME.")
+    if options:
+        raise ValueError(f"task {name!r} takes no options: leave out {', '.join(options)}.")
     return TASKS[name](seed)

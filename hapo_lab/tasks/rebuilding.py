@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hapo_lab.reproducibility import parts
 from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.gym import gym_of_run
 from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Task, Verifier, with_demonstrations
 from hapo_lab.tasks.tables import load_table
@@ -27,6 +28,8 @@ def task_of_run(manifest: dict) -> Task:
     elif "table" in source:
         task = load_table(source["table"], _verifier(name, identity), room, columns=source["columns"], test=source["test"],
                           heldout=source["heldout"], seed=seed)
+    elif "gym" in source:
+        task = gym_of_run(source, seed, room)
     else:
         task = load_task(name, seed)
     if "demonstrations" in source:

@@ -14,7 +14,7 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.tasks.jsonl import Row, read_rows
-from hapo_lab.tasks.problem import Verifier
+from hapo_lab.tasks.problem import Task, Verifier
 
 
 class Demonstrations:
@@ -26,8 +26,8 @@ class Demonstrations:
 
     Parameters
     ----------
-    file : path
-        As `load_jsonl` reads it.
+    file : path or Task
+        As `load_jsonl` reads it; or a task that was not read from a file.
     out : path
         What is written; it may be `file`.
     verify : Verifier
@@ -42,14 +42,15 @@ class Demonstrations:
         A file that can't be read; an `out` that holds other problems than `file`.
     """
 
-    def __init__(self, file: Path, out: Path, verify: Verifier, model: str, samples: int = 8):
+    def __init__(self, file: Path | Task, out: Path, verify: Verifier, model: str, samples: int = 8):
         if samples < 1:
             raise ValueError(f"samples is {samples}; it must be at least 1.")
         self.out, self.verify, self.model, self.samples = out, verify, model, samples
-        given = read_rows(file, verify)
+        given = _rows(file) if isinstance(file, Task) else read_rows(file, verify)
         self.rows = read_rows(out, verify) if out.exists() else given
         if [_asks(row) for row in self.rows] != [_asks(row) for row in given]:
-            raise ValueError(f"{out} holds other problems than {file}: choose another file to write, or remove it.")
+            name = file.name if isinstance(file, Task) else file
+            raise ValueError(f"{out} holds other problems than {name}: choose another file to write, or remove it.")
         self.missing = [i for i, row in enumerate(given) if row.split != "heldout" and row.problem.demonstration is None]
 
     @property
@@ -105,6 +106,12 @@ class Demonstrations:
         left = len(self.missing) - self.found
         more = f"; the other {left} want more samples, or another model" if left else ""
         return f"{self.found} of {len(self.missing)} missing demonstrations are in {self.out} now{more}."
+
+
+def _rows(task: Task) -> list[Row]:
+    """A task's training problems, as a file would hold them."""
+    return [Row(f"problem {p.key!r}", p, None, {"prompt": list(p.messages), "answer": p.answer, "key": p.key})
+            for p in task.train]
 
 
 def _asks(row: Row) -> tuple:
