@@ -1,4 +1,4 @@
-"""What must work on a CUDA device, real (test_gpu.py) or fake (test_fake_cuda.py)."""
+"""What must work on a CUDA device, real (gpu/test_gpu.py) or fake (test_fake_cuda.py)."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -27,7 +27,7 @@ from hapo_lab.engines import vllm_engine, vllm_process
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import EngineError, Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
-from hapo_lab.engines.vllm_engine import Process, VllmEngine, dequantised_base, installed
+from hapo_lab.engines.vllm_engine import OWN, Process, VllmEngine, dequantised_base, installed, room
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.models import load_policy
@@ -374,3 +374,27 @@ def test_the_doctor_tries_it():
     found, = sys.modules["hapo_lab.commands.doctor"]._vllm()  # `hapo_lab.doctor` is the function
     assert found.ok
     assert re.fullmatch(r"vllm\S* 0.32.0 samples as the trainer computes \(log p differs by \de-0\d on average\)", found.says)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(("gpu", "context", "cache", "sequences"), [
+    ((15, 13, 1, 12), 4096, 10.1, 432), ((22, 20, 3, 28), 4096, 14.3, 261), ((80, 78, 15, 56), 4096, 53.1, 485)])
+def test_on_a_gpu_the_cache_gets_what_weights_and_passes_leave(gpu, context, cache, sequences):
+    total, free, weights, token = gpu
+    found, tokens, together = room(free * GIB, total * GIB, weights * GIB, token * 1024, context, sleeps=True)
+    assert (round(found / GIB, 1), tokens, together) == (cache, context, sequences)
+    assert weights * GIB + found + OWN * total * GIB < free * GIB
+
+
+def test_beside_the_trainer_it_takes_a_tenth_and_no_more_than_64_short_sequences():
+    assert room(12 * GIB, 23 * GIB, GIB, 1024, 8192, sleeps=False) == (64 * 256 * 1024, 8192, 64)
+    cache, tokens, together = room(GIB, 23 * GIB, GIB, 64 * 1024, 8192, sleeps=False)
+    assert cache == GIB // 10 and tokens == cache // 65536 // 32 * 32 and together == 64
+
+
+def test_without_room_for_a_block_there_is_one_sentence():
+    for sleeps in (True, False):
+        with pytest.raises(EngineError, match="vLLM has no room: 0.0 GiB are free, and its weights take 3.0. Free some, or"):
+            room(2**20, 23 * GIB, 3 * GIB, 64 * 1024, 8192, sleeps)

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 
 from hapo_lab.engines import vllm_process
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
-from hapo_lab.engines.vllm_process import BLOCK, SEQUENCES, fingerprint
+from hapo_lab.engines.vllm_process import BLOCK, fingerprint
 from hapo_lab.policy.decoder import causal_lm
 from hapo_lab.policy.memory import Shape, memory_available
 from hapo_lab.policy.models import cache_dir, compute_dtype
@@ -114,7 +114,9 @@ class VllmEngine:
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
 
     def sync(self) -> None:
-        """See `Engine`: vLLM gets the adapter, under a new id. Starts it where it doesn't run."""
+        """See `Engine`: vLLM gets the adapter, under a new id. Starts it where it doesn't run, wakes it where it sleeps."""
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the update has used is free again, and torch would keep it
         process = self._running()
         adapter, folder = _adapter(self.policy), Path(tempfile.mkdtemp(dir=process.scratch))
         save_file(adapter, folder / "adapter_model.safetensors")
@@ -124,7 +126,11 @@ class VllmEngine:
         shutil.rmtree(folder)
 
     def sleep(self) -> None:
-        """Nothing: its share of the memory was set when it started."""
+        """See `Engine`: on a GPU its weights and its cache make room for the update. On a CPU nothing happens: its share of
+        the memory was set when it started."""
+        process = _processes.get(self.policy.model)
+        if process and process.end.alive and process.sleeps:
+            process.ask("sleep")
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """See `Engine`. EngineError if vLLM is not running."""
@@ -158,17 +164,15 @@ class VllmEngine:
 
 
 class Process:
-    """A process that runs `vllm_process`, and the pipe to it. Trainer and vLLM share the memory: the cache of keys and values
-    is bounded, by a tenth of what is free at most, and bounds the length of a sequence. Where it is full, sequences wait."""
+    """A process that runs `vllm_process`, and the pipe to it. Trainer and vLLM share the memory; `room` says how. Where the
+    cache is full, sequences wait."""
 
     def __init__(self, policy: Policy, rank: int | None, log: Path):
         device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
-        token = Shape.of(policy.model.config).cached * dtype.itemsize
-        reckoned = 2048 if device.type == "cuda" else 256  # a cache is filled with zeros at once, and CPUs sample short answers
-        cache = min(SEQUENCES * min(policy.context, reckoned) * token, memory_available(device) // 10)
-        total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
-        self.context = min(policy.context, cache // token // BLOCK * BLOCK)
-        self.log, self.rank = log, rank
+        token, weights = Shape.of(policy.model.config).cached * dtype.itemsize, base.stat().st_size
+        self.sleeps, self.log, self.rank = device.type == "cuda", log, rank
+        total = torch.cuda.mem_get_info(device)[1] if self.sleeps else psutil.virtual_memory().total
+        cache, self.context, sequences = room(memory_available(device), total, weights, token, policy.context, self.sleeps)
         python, version = _required()
         self._start(python, eager=device.type == "cpu")
         began = time.monotonic()
@@ -176,7 +180,8 @@ class Process:
         self.ask("import")
         _tell(f"loading the model after {time.monotonic() - began:.0f} s ... ")
         self.ask("start", base=str(base.parent), dtype=str(dtype).removeprefix("torch."), rank=rank, context=self.context,
-                 cache=cache, memory=min((base.stat().st_size + cache) / total + 0.05, 0.95), eager=device.type == "cpu")
+                 sequences=sequences, cache=cache, memory=min((weights + cache) / total + OWN, 0.95),
+                 eager=not self.sleeps, sleeps=self.sleeps)
         _tell(f"ready after {time.monotonic() - began:.0f} s\n")
 
     def _start(self, python: str, eager: bool) -> None:
@@ -210,6 +215,45 @@ class Process:
             self.end()
             raise EngineError(f"vLLM has failed, {answer} (its log: {self.log})")
         return answer
+
+
+OWN = 0.05
+"""Share of the memory that vLLM takes beside weights and cache: for one pass, and for its graphs."""
+MOST = 1024
+"""Sequences at a time, at most."""
+
+
+def room(free: int, total: int, weights: int, token: int, context: int, sleeps: bool) -> tuple[int, int, int]:
+    """Bytes for keys and values, tokens in a sequence, and sequences at a time.
+
+    Parameters
+    ----------
+    free, total : int
+        Bytes of the device, before vLLM starts.
+    weights, token : int
+        Bytes of vLLM's copy of the weights, and of a token's keys and values.
+    context : int
+        Tokens that the model reads.
+    sleeps : bool
+        Rollouts and update take turns in the memory: the cache gets nine tenths of what weights and passes leave. Where
+        both stay, as on a CPU, it has room for 64 sequences of 256 tokens, and takes a tenth of what is free at most.
+
+    Raises
+    ------
+    EngineError
+        There is no room for a block of tokens.
+
+    Examples
+    --------
+    >>> room(free=20 * 2**30, total=22 * 2**30, weights=3 * 2**30, token=28 * 2**10, context=4096, sleeps=True)[1:]
+    (4096, 263)
+    """
+    cache = int(0.9 * (free - weights - OWN * total)) if sleeps else min(64 * min(context, 256) * token, free // 10)
+    held = cache // token // BLOCK * BLOCK
+    if held < BLOCK:
+        raise EngineError(f"vLLM has no room: {free / 2**30:.1f} GiB are free, and its weights take {weights / 2**30:.1f}. "
+                          "Free some, or take engine='transformers'")
+    return cache, min(context, held), min(max(held // min(context, 2048), 64), MOST)
 
 
 def memory_folder() -> Path:

@@ -23,8 +23,6 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-SEQUENCES = 64
-"""Sampled at a time; more wait their turn."""
 BLOCK = 32
 """Tokens whose keys and values are stored together, and found again together."""
 
@@ -48,23 +46,30 @@ class Server:
         What vLLM's own LoRA layers must hold; None: the adapter is merged into the weights, afresh from the base each time.
     context : int
         Tokens in a sequence, at most.
+    sequences : int
+        Sampled at a time; more wait their turn.
     cache : int
         Bytes for keys and values.
     memory : float
         Share of the device's memory that may be used in all.
     eager : bool
         No compiling: on a CPU it takes longer than it saves.
+    sleeps : bool
+        It gives its memory back between `sleep` and `load`; GPUs alone can do that.
     """
 
-    def __init__(self, base: str, dtype: str, rank: int | None, context: int, cache: int, memory: float, eager: bool):
+    def __init__(self, base: str, dtype: str, rank: int | None, context: int, sequences: int, cache: int, memory: float,
+                 eager: bool, sleeps: bool):
         from vllm import LLM
         lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1} if rank else {}
         self.base, self.rank, self.number = Path(base), rank, 0
         self.loaded = ""
         """The fingerprint of the adapter that answers; "": none is whole."""
         self.llm = LLM(base, dtype=dtype, skip_tokenizer_init=True, generation_config="vllm", enforce_eager=eager,
-                       max_model_len=context, max_num_seqs=SEQUENCES, kv_cache_memory_bytes=cache, block_size=BLOCK,
-                       gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0, **lora)
+                       max_model_len=context, max_num_seqs=sequences, kv_cache_memory_bytes=cache, block_size=BLOCK,
+                       gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0,
+                       enable_sleep_mode=sleeps, **lora)
+        self.asleep = False
 
     def load(self, folder: str, scaling: dict[str, float]) -> str:
         """Take over the adapter in a folder, as peft saved it; what was computed with the one before is forgotten.
@@ -72,6 +77,9 @@ class Server:
         `scaling`: by adapted layer, what B A is multiplied with. Returns the fingerprint of what was loaded.
         """
         self.loaded = ""  # until all of it is in place
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
         adapter = load_file(Path(folder) / "adapter_model.safetensors")
         if self.rank:
             self._swap(folder)
@@ -81,6 +89,11 @@ class Server:
             raise RuntimeError("the prefix cache was not reset")
         self.loaded = fingerprint(adapter)
         return self.loaded
+
+    def sleep(self) -> None:
+        """Move the weights out of the GPU, and let the cache go, until the next `load`."""
+        self.loaded, self.asleep = "", True
+        self.llm.sleep(level=1)
 
     def _swap(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest

@@ -1,4 +1,4 @@
-"""On a real GPU, and only when asked for: `python -m pytest -m gpu`."""
+"""On a real GPU, and only when asked for: `python -m pytest -m gpu tests/gpu`, five minutes."""
 
 import on_device
 import pytest
@@ -6,7 +6,9 @@ import torch
 from test_learner import CONFIG, gradients_of, moved, sampled, taught
 
 from hapo_lab.engines.protocol import Sampling
+from hapo_lab.engines.vllm_engine import VllmEngine, installed
 from hapo_lab.methods import HAPO
+from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.learner import Learner
@@ -41,3 +43,23 @@ def test_a_steps_gradients_are_the_cpus():
     whole, other = (torch.cat([g.flatten().cpu() for g in gradient]) for gradient in (exact, found))
     assert torch.cosine_similarity(whole, other, 0) > 0.99
     assert here["loss"] == pytest.approx(there["loss"], abs=0.02) and here["tokens_trained"] == there["tokens_trained"]
+
+
+@pytest.mark.skipif(not installed(), reason="vLLM is not installed here")
+def test_vllm_takes_adapters_over_and_gives_its_memory_back():
+    policy, task = load_policy("tiny"), load_task("sums")
+    prompts, free = [prompt_ids(policy, p) for p in task.train[:2]], lambda: torch.cuda.mem_get_info()[0]
+    engine = VllmEngine(policy)
+
+    def drawn():
+        engine.sync()
+        return [[c.ids for c in group] for group in engine.generate(prompts, 8, Sampling(8), seed=0)]
+
+    first, awake = drawn(), free()
+    moved(policy)
+    second = drawn()
+    engine.sleep()
+    asleep = free()
+    assert first != second and asleep > awake + 2**30
+    assert drawn() == second
+    engine.close()
