@@ -1,5 +1,6 @@
 """Published tables: what is read from which columns, what is counted and left out, what is refused."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from datasets import Dataset
 
 from hapo_lab import load_table, read_questions
 from hapo_lab.commands.cli import main
+from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.manifest import describe
 from hapo_lab.tasks import tables
 from hapo_lab.tasks.overlap import contaminated, twins, words_of
@@ -244,3 +246,21 @@ def test_the_command_trains_on_a_table_and_says_what_it_left_out(luffy, tmp_path
 def test_which_names_are_tables():
     assert [tables.is_table(name) for name in ("org/name:test", "x.parquet", "dir/x.parquet")] == [True] * 3
     assert [tables.is_table(name) for name in ("sums", "x.jsonl", "dir/x.jsonl", str(Path(__file__)))] == [False] * 4
+
+
+# the kit's own table -----------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_problems_are_those_that_their_script_makes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DATA)
+    importlib.import_module("make_mathematics").main(tmp_path)
+    for split in ("train", "test"):
+        assert (tmp_path / f"{split}.jsonl").read_text() == (DATA / "mathematics" / f"{split}.jsonl").read_text()
+
+
+def test_the_shipped_problems_are_right_and_none_is_asked_twice():
+    train, test = (DATA / "mathematics" / f"{split}.jsonl" for split in ("train", "test"))
+    task = load_table(train, "math", 1536, test=test)
+    assert task.findings == (f"{train}: 60 rows, 60 problems, 60 with a demonstration",
+                             f"{test}: 12 rows, 12 problems, 0 with a demonstration")
+    assert all(p.demonstration.startswith("<think>\n") and p.messages[0]["role"] == "system" for p in task.train)

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAVELS = {"hapo_lab/": "hapo_lab/", "data/tiny/": "hapo_lab/data/tiny/", "data/runs/": "hapo_lab/data/runs/",
-           "data/experiments/": "hapo_lab/data/experiments/",
+           "data/experiments/": "hapo_lab/data/experiments/", "data/mathematics/": "hapo_lab/data/mathematics/",
            "notebooks/": "hapo_lab/lessons/"}
 """Folders of the checkout, and where they are in the wheel."""
 
