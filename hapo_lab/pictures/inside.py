@@ -58,6 +58,10 @@ def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
     return group_figure(group, log.manifest["method"]["scale"]), _completions(group)
 
 
+CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
+"""A completion keeps its lines."""
+
+
 def _completions(group: Group) -> str:
     """Teacher's seat marked, and who sat there before."""
     columns = ("seat", "who", "reward", "advantage", "says", "verifier")
@@ -68,7 +72,7 @@ def _completions(group: Group) -> str:
         rows.append((seat, who, f"{r.reward:.0f}", f"{a:+.2f}", r.text, r.reason, colour))
     if gone := group.removed:
         rows.append((group.replaced, "replaced", f"{gone.reward:.0f}", "", gone.text, gone.reason, style.faint))
-    body = "".join(f"<tr style='color:{colour}'>" + "".join(f"<td style='text-align:left'>{escape(str(x))}</td>" for x in cells)
+    body = "".join(f"<tr style='color:{colour}'>" + "".join(f"<td style='{CELL}'>{escape(str(x))}</td>" for x in cells)
                    + "</tr>" for *cells, colour in rows)
     return f"<table style='background:white'><tr style='color:{style.ink}'>{head}</tr>{body}</table>"
 
