@@ -4,8 +4,8 @@
 
 First the machine: a product of matrices of the main job's size, in float32 and bfloat16, on one thread and on all; and a copy
 in memory. Then steps of the main job's shape (SmolLM2-135M in 4 bits, 4 prompts x 8 completions x 24 tokens, every group
-mixed), one more under a profiler. A phase's limit is the time that its reading of the weights or its arithmetic takes at those rates,
-whichever is more. Arithmetic counts linear layers and head alone.
+mixed), one more under a profiler. A phase's limit is the time that its reading of the weights or its arithmetic takes at those
+rates, whichever is more. Arithmetic counts linear layers and head alone.
 """
 
 import argparse

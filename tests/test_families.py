@@ -111,8 +111,9 @@ def alone(model, temperature):
     return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_are_those_of_the_models_own_logits(model, temperature):
+@pytest.mark.parametrize("temperature, rows", [(1.0, False), (0.7, False), (0.7, True)])
+def test_log_probs_are_those_of_the_models_own_logits(model, temperature, rows, monkeypatch):
+    monkeypatch.setattr("hapo_lab.policy.logprobs.rows_pay", lambda *_: rows)
     with torch.no_grad():
         logp, entropy, mask = completion_logprobs(model, PROMPTS, COMPLETIONS, temperature)
         single, _, _ = completion_logprobs(model, PROMPTS[:1], [COMPLETIONS[0][:1]], temperature)

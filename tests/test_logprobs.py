@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from hapo_lab.policy.decoder import Head
-from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs
+from hapo_lab.policy.logprobs import completion_logprobs, head_logprobs, rows_pay
+from hapo_lab.policy.memory import Shape
 
 VOCABULARY = 97
 
@@ -73,6 +74,32 @@ def test_a_long_completion_goes_without_a_mask_and_with_checkpoints_and_its_grad
         torch.testing.assert_close(gradient, found[512, False][1], atol=1e-5, rtol=1e-5)
     assert found[0, True][2] < found[0, False][2] / 4
     assert not model.training and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig])
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_rows_of_their_own_give_what_one_sequence_gives(config, entropy_gradient, monkeypatch):
+    model = small(config, **{"sliding_window": 3} if config is MistralConfig else {}).eval()
+    parameter, found = next(p for name, p in model.named_parameters() if "layers.0" in name and "q_proj" in name), []
+    for rows in (False, True):
+        monkeypatch.setattr("hapo_lab.policy.logprobs.rows_pay", lambda *_, rows=rows: rows)
+        logp, entropy, mask = completion_logprobs(model, PROMPTS, COMPLETIONS, 0.7, entropy_gradient)
+        whole = logp.sum() + (entropy.sum() if entropy_gradient else 0)
+        found.append((logp.detach(), entropy.detach(), mask, torch.autograd.grad(whole, parameter)[0]))
+    for packed, alone in zip(*found, strict=True):
+        torch.testing.assert_close(alone, packed, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_pay_where_completions_are_long_and_prompts_short():
+    shape = Shape(layers=30, hidden=576, inner=1536, queries=576, keys=192, vocabulary=49_152)
+
+    def pay(prompt, *lengths):
+        return rows_pay(shape, [[0] * prompt], [[[0] * length for length in lengths]])
+
+    assert pay(50, 600) and pay(50, 512, 512, 512, 512) and pay(50, *[1024] * 8)
+    assert not pay(50, *[24] * 8) and not pay(50, 400)               # short as a whole
+    assert not pay(2000, *[64] * 8)                                  # the prompt would be read eight times
+    assert not pay(50, 1024, *[16] * 20)                             # padding
 
 
 def test_gradients_are_the_same_bit_for_bit_each_time():

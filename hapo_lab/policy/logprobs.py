@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hapo_lab.policy.decoder import Head, Model, attention_masks, causal_lm, checkpointing
+from hapo_lab.policy.memory import CHUNK, Shape
 
-CHUNK = 256
-"""Tokens whose logits exist at one time."""
 SHORT = 512
-"""Tokens up to which a mask costs nothing."""
+"""Tokens up to which a mask costs nothing, and one sequence is best."""
 
 
 class _LogProbs(torch.autograd.Function):
@@ -97,8 +97,10 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
 
     Everything lies in one sequence: a prompt, its completions, the next prompt, ... Each token sees its own prompt and
     its own completion, at the position that it would have alone. So a group costs P + sum(C_i) tokens instead of
-    N P + sum(C_i), nothing is padded, and the 4-bit weights are unpacked once. A long completion alone goes without a
-    mask: attention kernels that know of none but the causal one take the memory of its length, and not of its square.
+    N P + sum(C_i), nothing is padded, and the 4-bit weights are unpacked once. But its attention costs the square of all
+    these tokens, and a mask of that size. Long completions lie in rows of their own, each after its prompt, where that is
+    less work (`rows_pay`): the causal mask is enough there, and kernels that know of no other take the memory of a row's
+    length alone.
 
     Parameters
     ----------
@@ -115,6 +117,33 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
     logp, entropy : (B, longest completion) float32, all groups' completions in order; 0 beyond a completion's end
     token_mask : (B, longest completion) bool
     """
+    layout = _in_rows if rows_pay(Shape.of(model.config), prompts, completions) else _packed
+    with checkpointing(model) if checkpoint else nullcontext():
+        hidden = layout(model, prompts, completions)
+
+    head = Head.of(model)
+    ids = torch.tensor([token for group in completions for c in group for token in c], device=model.device)
+    logp, entropy = head_logprobs(hidden.to(head.weight.dtype), head, ids, temperature, entropy_gradient)
+    token_mask = length_mask([len(c) for group in completions for c in group]).to(model.device)
+    padded = torch.zeros(token_mask.shape, device=model.device)
+    return padded.masked_scatter(token_mask, logp), padded.masked_scatter(token_mask, entropy), token_mask
+
+
+def rows_pay(shape: Shape, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> bool:
+    """Whether rows of their own are less work for these completions than one sequence. Never if that is short.
+
+    >>> shape = Shape(layers=30, hidden=576, inner=1536, queries=576, keys=192, vocabulary=49_152)
+    >>> [rows_pay(shape, [[0] * 50], [[[0] * length] * 4]) for length in (24, 256, 512)]
+    [False, False, True]
+    """
+    whole = sum(len(prompt) + sum(map(len, group)) for prompt, group in zip(prompts, completions, strict=True))
+    rows = [len(prompt) + len(c) for prompt, group in zip(prompts, completions, strict=True) for c in group]
+    longest = max(rows)
+    return whole > SHORT and shape.work(len(rows) * longest, len(rows) * longest**2 // 2) < shape.work(whole, whole**2)
+
+
+def _packed(model: Model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    """(T, D): the hidden state that predicts each token of the completions, from one sequence of everything."""
     pieces, places, prompt_of, owner_of, predicting = (list[int]() for _ in range(5))
     start = owner = 0
     for g, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
@@ -129,24 +158,27 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
                 predicting += [last_of_prompt, *range(start, start + len(piece) - 1)]
                 owner += 1
             start += len(piece)
-
-    device = model.device
     ids, positions, groups, owners, before = (
-        torch.tensor(x, device=device) for x in (pieces, places, prompt_of, owner_of, predicting))
-    masks = None
-    if owner > 1 or len(pieces) <= SHORT:
-        visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
-        masks = attention_masks(model.config, visible, positions, model.dtype)
-    with checkpointing(model) if checkpoint else nullcontext():
-        hidden = causal_lm(model).base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=masks,
-                                             use_cache=False).last_hidden_state[0]
+        torch.tensor(x, device=model.device) for x in (pieces, places, prompt_of, owner_of, predicting))
+    visible = (groups[None] == groups[:, None]) & ((owners[None] == -1) | (owners[None] == owners[:, None])).tril()
+    masks = attention_masks(model.config, visible, positions, model.dtype)
+    return _hidden(model, ids[None], positions[None], masks, before)
 
-    head = Head.of(model)
-    asked = hidden.index_select(0, before)  # hidden[before] adds up its gradients in no fixed order
-    logp, entropy = head_logprobs(asked.to(head.weight.dtype), head, ids[owners >= 0], temperature, entropy_gradient)
-    token_mask = length_mask([len(c) for group in completions for c in group]).to(device)
-    padded = torch.zeros(token_mask.shape, device=device)
-    return padded.masked_scatter(token_mask, logp), padded.masked_scatter(token_mask, entropy), token_mask
+
+def _in_rows(model: Model, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    """(T, D): the same from a row per completion, after its prompt. What pads a row stands at its end, where nobody sees it."""
+    pairs = [(prompt, c) for prompt, group in zip(prompts, completions, strict=True) for c in group]
+    rows = [torch.tensor([*prompt, *c], device=model.device) for prompt, c in pairs]
+    ids = pad_sequence(rows, batch_first=True)
+    positions = torch.arange(ids.shape[1], device=model.device).expand_as(ids)
+    before = [i * ids.shape[1] + len(prompt) - 1 + j for i, (prompt, c) in enumerate(pairs) for j in range(len(c))]
+    return _hidden(model, ids, positions, None, torch.tensor(before, device=model.device))
+
+
+def _hidden(model: Model, ids: torch.Tensor, positions: torch.Tensor, masks: Any, chosen: torch.Tensor) -> torch.Tensor:
+    """(T, D) hidden states, at some places of all rows in a line."""
+    found = causal_lm(model).base_model(input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False)
+    return found.last_hidden_state.flatten(0, 1).index_select(0, chosen)  # indexing adds up its gradients in no fixed order
 
 
 def length_mask(lengths: Sequence[int]) -> torch.Tensor:

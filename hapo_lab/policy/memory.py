@@ -8,8 +8,8 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from hapo_lab.policy.logprobs import CHUNK
-
+CHUNK = 256
+"""Tokens whose logits exist at one time."""
 PROCESS = 700 * 2**20
 """Bytes that a process takes whatever the model: Python, its libraries, and what the allocator keeps."""
 
@@ -51,6 +51,11 @@ class Shape:
     def linear(self) -> int:
         """Parameters in the linear layers, which are quantized."""
         return self.layers * self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.inner)
+
+    def work(self, tokens: int, pairs: int) -> int:
+        """Operations of a pass forward: a product and a sum for each weight of the linear layers, and for each number of the
+        queries twice in each of `pairs` of tokens that see each other."""
+        return 2 * self.linear * tokens + 4 * self.layers * self.queries * pairs
 
     @property
     def other(self) -> int:
