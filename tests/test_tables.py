@@ -121,7 +121,7 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path):
             luffy_row(*NUMBERS[0]), luffy_row(*NUMBERS[1], answer="5")]                            # asked before
     path = jsonl(tmp_path / "t.jsonl", rows)
     with path.open("a") as file:
-        print("no JSON", file=file)
+        print("no JSON", "", sep="\n", file=file)
     task = load_table(path, "math", 64, heldout=0.1)
     assert [line.partition(" (")[0] for line in task.findings] == [
         f"{path}: 20 rows, 15 problems, 11 with a demonstration", "2 rows can't be read", "1 answer is none to the verifier",

@@ -170,7 +170,7 @@ def _numbered(source: str | Path) -> Iterator[tuple[str, dict]]:
 def _lines(path: Path) -> Iterator[dict]:
     """Of a JSONL file; a line that is no object has no columns."""
     with path.open(encoding="utf-8-sig") as file:
-        for line in file:
+        for line in filter(str.strip, file):
             try:
                 fields = json.loads(line)
             except json.JSONDecodeError:
