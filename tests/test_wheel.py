@@ -36,7 +36,7 @@ def test_it_holds_the_package_tiny_the_runs_and_the_lessons_and_nothing_that_run
         "__init__.pyi", "py.typed", "data/tiny/model.safetensors", "data/runs/hapo-0/run.json",
         "data/runs/purity/beta.jsonl.gz", "lessons/00_start_here.ipynb")} <= names
     assert beside == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE", "extra_metadata/requirements.txt"}
-    assert wheel.stat().st_size < 4e6
+    assert wheel.stat().st_size < 6e6  # a third of a megabyte per packed experiment
 
 
 @pytest.fixture(scope="module")
