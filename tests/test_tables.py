@@ -97,7 +97,8 @@ def test_openr1s_own_columns_and_a_mapping(tmp_path):
     rows = [{"frage": row["problem"], "tief": {"wert": [row["answer"]]}, "name": f"n{i % 5}"} for i, row in enumerate(rows)]
     task = load_table(jsonl(tmp_path / "b.jsonl", rows), "math", 64,
                       columns={"prompt": "frage", "answer": "tief.wert", "key": "name"})
-    assert {p.key for p in (*task.train, *task.heldout)} <= {f"n{i}" for i in range(5)} and task.train[0].answer.isdigit()
+    assert {p.key for p in (*task.train, *task.heldout)} == {f"n{i}" for i in range(5)} and task.train[0].answer.isdigit()
+    assert len(task.train) + len(task.heldout) == 10 and len(task.findings) == 1  # a key stays together, and nothing is lost
 
 
 def test_a_folder_of_a_data_set_is_read_as_the_hub_is(tmp_path, monkeypatch):
@@ -241,6 +242,14 @@ def test_the_command_trains_on_a_table_and_says_what_it_left_out(luffy, tmp_path
     assert "8 problems to train on, 7 with a demonstration of at most 28 tokens (1 only a longer one); 2 held out" in said
     with pytest.raises(SystemExit, match=r"--columns is 'answer'; it must be FIELD=COLUMN"):
         main(["train", str(tmp_path / "other"), "--task", str(luffy), "--verifier", "math", "--columns", "answer"])
+
+
+def test_a_folder_of_a_tasks_name_is_not_taken_for_the_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums").mkdir()
+    main(["train", "run", "--model", "tiny", "--task", "sums", "--steps", "1", "--prompts", "1", "--eval-every", "0"])
+    with pytest.raises(SystemExit, match="task 'x.parquet' takes no --task-arg"):
+        main(["train", "other", "--task", "x.parquet", "--verifier", "math", "--task-arg", "max_terms=3"])
 
 
 def test_which_names_are_tables():

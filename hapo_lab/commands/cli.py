@@ -101,7 +101,10 @@ def _part_name(name: str) -> str:
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
     """By name, from a file of one's own, or from a published table."""
-    if is_table(name) or args.columns or args.test:
+    table = args.columns or args.test or (name not in TASKS and is_table(name))
+    if args.task_arg and (table or name.endswith(".jsonl")):
+        raise ValueError(f"task {name!r} takes no --task-arg: leave it out.")
+    if table:
         task = load_table(name, _verifier(args), args.max_new_tokens, columns=columns_of(args.columns), test=args.test,
                           heldout=args.heldout, seed=seed)
         print("\n".join(task.findings), flush=True)

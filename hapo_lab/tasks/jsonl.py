@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,15 +217,20 @@ def _lines(rows: list[Row]) -> str:
     return f"line {numbers[0]}" if len(rows) == 1 else f"lines {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def _split(path: Path, rows: list[Row], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
+def drawn_keys(problems: Iterable[Problem], share: float, seed: int) -> set[str]:
+    """The keys of a share of the problems, at least one: those to hold out. Problems with one key stay together."""
     if not 0 < share < 1:
         raise ValueError(f"heldout is {share}; it must be a share of the problems, between 0 and 1.")
+    keys = sorted({problem.key for problem in problems})
+    return set(random.Random(seed).sample(keys, max(1, round(share * len(keys))))) if keys else set()
+
+
+def _split(path: Path, rows: list[Row], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
+    drawn = drawn_keys((row.problem for row in rows), share, seed)
     said = [row for row in rows if row.split]
     if said and len(said) < len(rows):
         other = next(row for row in rows if not row.split)
         raise ValueError(f"{other.where}: 'split' is missing, though others have it: write it on every line, or on none.")
-    keys = sorted({row.problem.key for row in rows})
-    drawn = set(random.Random(seed).sample(keys, max(1, round(share * len(keys)))))
     held = [row.problem for row in rows if (row.split == "heldout" if said else row.problem.key in drawn)]
     train = [row.problem for row in rows if (row.split == "train" if said else row.problem.key not in drawn)]
     if not train or not held:

@@ -7,7 +7,6 @@ is counted, named, and left out.
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hapo_lab.tasks.jsonl import Row, judge_row, row_of
+from hapo_lab.tasks.jsonl import Row, drawn_keys, judge_row, row_of
 from hapo_lab.tasks.overlap import RUN, contaminated, twins
 from hapo_lab.tasks.problem import Problem, Task, Verifier, leaks
 from hapo_lab.tasks.verifiers import load_verifier
@@ -85,8 +84,6 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
     >>> print(task.findings[1])
     1 asks what another row asks, which is kept (row 3: row 1)
     """
-    if not test and not 0 < heldout < 1:
-        raise ValueError(f"heldout is {heldout}; it must be a share of the problems, between 0 and 1.")
     verifier = load_verifier(verify)
     rows, findings = read_table(source, verifier, columns)
     train = [row.problem for row in rows]
@@ -94,8 +91,8 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
         asked, found = read_table(test, verifier, columns)
         held, findings = [row.problem for row in asked], [*findings, *found]
     else:
-        drawn = random.Random(seed).sample(range(len(train)), max(1, round(heldout * len(train))) if train else 0)
-        held, train = [train[i] for i in sorted(drawn)], [train[i] for i in sorted(set(range(len(train))).difference(drawn))]
+        drawn = drawn_keys(train, heldout, seed)
+        held, train = [p for p in train if p.key in drawn], [p for p in train if p.key not in drawn]
     train, found = _without_heldout(train, held)
     if not train or not held:
         raise ValueError(f"{source} leaves no problem {'to hold out' if train else 'to train on'}:"
