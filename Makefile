@@ -17,7 +17,7 @@ test: setup  ## the tests: ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2
 
 soak: setup .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site
-	@$(BIN)/python -m pytest -m soak
+	@$(BIN)/python -m pytest -n 2 -m soak
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb

@@ -75,5 +75,5 @@ from .training.config import TINY as TINY
 from .training.config import Config as Config
 from .training.evaluation import evaluate as evaluate
 from .training.guards import TrainingError as TrainingError
+from .training.rebuilding import resume as resume
 from .training.trainer import Trainer as Trainer
-from .training.trainer import resume as resume

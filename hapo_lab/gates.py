@@ -127,14 +127,18 @@ def number(name: str, value: Any) -> float:
 _warned: set[tuple[str, int]] = set()
 
 
-def warn_of_size(gate: Gate, trials: int) -> None:
-    """Say it, once, if a gate with a threshold can't close in groups of this size, or erases their signal."""
+def warn_of_size(gate: Gate, trials: int, replaces: bool = True) -> None:
+    """Say it, once, if a gate with a threshold can't close in groups of this size, or, where the teacher replaces a rollout,
+    erases their signal."""
     found = ladder(gate, trials)
-    if "erases" not in found or "threshold" not in numbers_of(gate) or (str(gate), trials) in _warned:
+    closes = found[-1] == "leave"
+    if "erases" not in found or (closes and not replaces):
+        return
+    if "threshold" not in numbers_of(gate) or (str(gate), trials) in _warned:
         return
     _warned.add((str(gate), trials))
     what = (f"injects at S = {trials - 1}, where it replaces the group's only failure: "
-            "all advantages become 0 and the group teaches nothing" if found[-1] == "leave" else
+            "all advantages become 0 and the group teaches nothing" if closes else
             "can never close: it injects even when every rollout is right")
     warnings.warn(f"{gate} with groups of {trials} {what}. Lower the threshold, or choose a prior with a smaller beta or "
                   "larger groups.", stacklevel=3)

@@ -92,7 +92,7 @@ class Group:
 
     @property
     def dead(self) -> bool:
-        """All rewards equal: every group-relative advantage is 0."""
+        """All rewards equal: there is nothing to compare, and every group-relative advantage is 0."""
         return bool((self.rewards == self.rewards[0]).all())
 
 

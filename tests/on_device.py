@@ -16,7 +16,8 @@ from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
 from hapo_lab.training.evaluation import evaluate
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 CONFIG = Config(steps=4, prompts=2, group_size=8, warmup=1, save_every=2, eval_every=4, eval_samples=1)
 

@@ -20,7 +20,8 @@ from hapo_lab.pictures.figures import training_figure
 from hapo_lab.pictures.style import to_png
 from hapo_lab.runs.log import RunLog
 from hapo_lab.training.background import run_in_background
-from hapo_lab.training.trainer import Trainer, in_background, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer, in_background
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 1e-6
@@ -293,6 +294,7 @@ begun.wait()
     assert (tmp_path / "checkpoints" / f"step-{len(log.steps):06d}").is_dir()
 
 
+@pytest.mark.soak
 def test_a_kernel_that_restarts_leaves_nothing_behind_and_the_run_goes_on(tmp_path):
     cell = f"""
 from hapo_lab.training.background import run_in_background

@@ -39,7 +39,8 @@ from hapo_lab.ssi import extra_seat, several_seats
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.problem import Verdict, with_demonstrations
 from hapo_lab.training.learner import Learner
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 
 class WholeCompletions:
@@ -292,7 +293,7 @@ def test_relift_learns_apart_as_soon_as_enough_demonstrations_wait(fresh, sums):
     assert (waiting, taught) == ([2, 1, 0, 2], [0, 3, 3, 0])
     assert [record.updated for record in trainer.log.steps] == [False, True, True, False]
     assert not any(record.injected != (False, False) for record in trainer.log.steps)
-    assert set(trainer.waiting) == set(problems[-2:])
+    assert {sums.train[i].key for i in trainer.waiting} == set(problems[-2:])
 
 
 def test_what_waits_survives_a_stop(fresh, sums, tmp_path):

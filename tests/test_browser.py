@@ -104,6 +104,7 @@ def pictures(where) -> list[str]:
     return [image.get_attribute("src") for image in where.locator("img").all()]
 
 
+@pytest.mark.soak
 def test_the_threshold_moved_to_its_ends_and_the_ladder_read(browser, tmp_path):
     without_outputs(ROOT / "notebooks" / "03_beta_gate.ipynb", tmp_path / "03_beta_gate.ipynb")
     with jupyter(tmp_path) as address:
@@ -134,6 +135,7 @@ def live_part(path: Path, steps: int) -> None:
     nbformat.write(part, path)
 
 
+@pytest.mark.soak
 def test_a_training_is_turned_paused_stepped_stopped_and_its_last_picture_stays(browser, tmp_path):
     live_part(tmp_path / "live.ipynb", steps=2000)
     run = tmp_path / "runs" / "05_live"

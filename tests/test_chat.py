@@ -19,7 +19,8 @@ from hapo_lab.tasks.problem import Problem, Task, Verdict
 from hapo_lab.training.config import Config
 from hapo_lab.training.demonstrations import Demonstrations
 from hapo_lab.training.evaluation import evaluate
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 GEMMA = ("{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
          "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"

@@ -128,6 +128,7 @@ def test_the_command(file, tmp_path, capsys):
         main(["demonstrate", str(file), "--model", "tiny"])
 
 
+@pytest.mark.soak
 def test_killed_in_the_middle_it_loses_nothing(file, tmp_path):
     """Really killed: the file holds every problem, and the same command finishes it."""
     out = tmp_path / "out.jsonl"

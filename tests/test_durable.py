@@ -29,7 +29,8 @@ from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
 from hapo_lab.training.guards import TrainingError
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 SMALL = Config(steps=6, prompts=2, group_size=4, warmup=1, save_every=2, eval_every=0)
 FILES = ["adapter.safetensors", "optimizer.pt", "state.json"]
@@ -114,6 +115,7 @@ def test_ten_kills_change_nothing(tmp_path):
     assert not list((killed / "checkpoints").glob("writing-*"))
 
 
+@pytest.mark.soak
 def test_kills_change_nothing_for_a_gate_that_remembers(tmp_path):
     whole, killed, method = tmp_path / "whole", tmp_path / "killed", replace(HAPO, gate=RunningGate(discount=.5))
     lives = [(whole, "nowhere", 99, method), (killed, "optimizer", 7, method), (killed,)]
@@ -383,6 +385,39 @@ def test_another_run_is_refused_with_what_differs(fresh, sums, tmp_path):
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path)
     assert (tmp_path / "run.json").read_text() == before and len(RunLog.load(tmp_path).steps) == 1
+
+
+def test_what_a_stopped_run_saved_is_gone_when_it_goes_on(fresh, sums, whole, tmp_path):
+    broken_off(fresh, sums, tmp_path / "run")
+    (tmp_path / "run" / "adapter").mkdir()
+    (tmp_path / "run" / "evaluation.json").write_text("{}")  # of the step that it was stopped at
+    list(resume(tmp_path / "run"))
+    assert not (tmp_path / "run" / "adapter").exists() and not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_policy_that_was_trained_begins_no_run_as_if_it_were_new(fresh, sums, tmp_path):
+    list(Trainer(fresh, sums, HAPO, replace(SMALL, steps=1)))
+    with pytest.raises(ValueError, match="has been trained already, and run.json would call it new: load it again"):
+        Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_from_an_adapter_is_rebuilt_from_it(fresh, sums, tmp_path):
+    fresh.model.save_pretrained(str(tmp_path / "first"))
+    policy = load_policy("tiny", adapter=tmp_path / "first")
+    steps = iter(Trainer(policy, sums, HAPO, replace(SMALL, save_every=1), folder=tmp_path / "run"))
+    next(steps)
+    steps.close()
+    assert [r.step for r in resume(tmp_path / "run")] == [2, 3, 4, 5, 6]
+    (tmp_path / "first" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="the adapter that this run began from, .*first, is gone or another one by now"):
+        resume(tmp_path / "run", steps=9)
+
+
+def test_a_folder_of_a_presets_name_is_not_taken_for_it(fresh, sums, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trainer(fresh, sums, HAPO, replace(SMALL, steps=1), folder="tiny")
+    assert resume("tiny").log.manifest["model"] == "tiny"
 
 
 def test_a_run_is_rebuilt_from_its_folder_alone(fresh, sums, whole, tmp_path):

@@ -104,6 +104,10 @@ def test_test_problems_never_reach_a_trial():
     (("seeds = 2", "seeds = 2\n[steps]\nsft = 3"), "steps are given for sft; its methods are hapo, grpo"),
     (('expected = "HAPO learns, GRPO does not"', ""), "'expected' is missing: write down what you expect before you run it"),
     (("seeds = 2", 'seeds = 2\ntrack = ["paper"]'), "unknown tracker 'paper'"),
+    (('methods = ["hapo", "grpo"]', 'methods = "hapo"'), "'methods' is 'hapo'; it must be a list of names, or a table"),
+    (("seeds = 2", "seeds = 2\nvalidation = 2.5"), "'validation' is 2.5; it must be a whole number"),
+    (("seeds = 2", 'seeds = 2\ntrack = "tensorboard"'), "'track' is 'tensorboard'; it must be a list of names"),
+    (("seeds = 2", 'seeds = 2\n[config]\nsteps = "a"'), r"\[config\] steps is 'a'; it must be a number"),
     (("seeds = 2", "seeds ="), "can't be read")])
 def test_wrong_input_is_one_sentence(tmp_path, change, words):
     with pytest.raises(ValueError, match=words) as refused:
@@ -292,6 +296,11 @@ def test_ctrl_c_kills_and_a_lost_parent_change_nothing_in_the_end(tmp_path):
     assert process.communicate(timeout=300)[0].splitlines()[-1] == "stopped"
     kept = {name: len(RunLog.load(folder / "trials" / name).steps) for name in ("sums-hapo-0", "sums-sft-0")}
     assert all(3 <= steps < 40 for steps in kept.values())
+
+    process = begun(folder, steps=max(kept.values()) + 1)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)  # again, at once: nobody waits for anybody's step
+    process.communicate(timeout=30)
 
     process = begun(folder, steps=max(kept.values()) + 3)
     process.kill()

@@ -94,6 +94,7 @@ def test_tiny_trains_resumes_and_is_evaluated(device, tmp_path, capability, dtyp
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.soak
 def test_an_experiment_runs(device, tmp_path):
     done = python("-c", f"import on_device as o; o.an_experiment_runs({str(tmp_path / 'small')!r})")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from hapo_lab.ssi import Group, Rollout
 from hapo_lab.training.batch import Batch
 from hapo_lab.training.config import Config
 from hapo_lab.training.evaluation import Evaluation, grade, prompt_ids
-from hapo_lab.training.learner import Learner, NotFinite
+from hapo_lab.training.learner import Learner, NotFinite, with_lessons
 from hapo_lab.training.trainer import Trainer
 
 TEACHER = Rollout((10, 11, 12, 2), "", 1.0, teacher=True)
@@ -105,6 +105,23 @@ def test_a_gradient_that_no_scale_saves_is_refused_and_policy_and_scale_kept(hal
         learner.update(taught(steep, sampled(half, sums, problems=1)), 1e-3)
     assert all(torch.equal(a, b) for a, b in zip(before, half.trainable(), strict=True))
     assert learner.scaler.get_scale() == 4 and not learner.torn
+    with pytest.raises(NotFinite, match="in float16 even with a loss scale of 1"):  # and not a word of the scaler's own
+        learner.update(taught(steep, sampled(half, sums, problems=1)), 1e-3)
+
+
+def test_a_minibatch_of_the_teachers_alone_leaves_the_clip_fraction_known(fresh, sums):
+    groups = taught(HAPO, sampled(fresh, sums, problems=2))
+    alone = teach(SFT, Group(groups[0].problem, ()), TEACHER)
+    figures = Learner(fresh, HAPO, replace(CONFIG, minibatches=2), Sampling()).update([alone, groups[1]], 1e-4)
+    assert 0 <= figures["clip_fraction"] <= 1
+
+
+def test_demonstrations_updated_on_apart_are_the_teachers_share():
+    update = {"updated": True, "grad_norm": 3.0, "tokens_trained": 5, "teacher_logp": None, "teacher_share": 0.0, "loss": 1.0}
+    both = with_lessons(update | {"skipped": 1}, update | {"grad_norm": 1.0, "teacher_logp": -0.5, "teacher_share": 1.0})
+    assert both == update | {"tokens_trained": 10, "skipped": 1, "teacher_logp": -0.5, "teacher_share": 0.25}
+    idle = dict.fromkeys(update) | {"updated": False, "tokens_trained": 0}
+    assert with_lessons(idle, update)["teacher_share"] == 1 and with_lessons(idle, update)["updated"]
 
 
 def test_a_float16_run_resumes_bit_for_bit(loaded_in_half, sums, tmp_path):

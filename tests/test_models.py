@@ -143,6 +143,7 @@ def test_where_bitsandbytes_cannot_load_the_base_stays_unquantized_and_one_sente
         assert models._bitsandbytes_loads() is False
 
 
+@pytest.mark.soak
 def test_a_damaged_model_in_the_cache_is_noticed_and_prepared_again(tmp_path, monkeypatch):
     sound = models.cache_dir() / "smollm2-135m" / "model.sha256"
     models.model_source("smollm2-135m")

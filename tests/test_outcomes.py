@@ -17,6 +17,7 @@ from hapo_lab.experiments.statistics import (
     improvements,
     interquartile_means,
     median_to,
+    middle_mean,
     profiles,
     savings,
     scores,
@@ -26,6 +27,7 @@ from hapo_lab.experiments.statistics import (
     wins,
 )
 from hapo_lab.notebook import widgets
+from hapo_lab.pictures import comparison
 from hapo_lab.pictures.comparison import (
     budget_figure,
     chosen_seeds,
@@ -208,6 +210,21 @@ def test_who_uses_fewer_demonstrations_is_told_as_success_is(four):
     assert savings(spent(found, "teacher_samples"), "HAPO") == {
         "LUFFY, HAPO's conventions": "more", "GRPO": "less", "SFT": "not told apart"}
     assert "| 32, more |" in table(found)[3] and "| 0, less |" in table(found)[4]
+
+
+def test_the_splits_of_a_table_are_compared_together(monkeypatch, four):
+    several = [replace(o, test=o.test | {"wordings": {"a": 0.5}}) for o in four]
+    asked = []
+    monkeypatch.setattr(comparison, "verdicts", lambda numbers, over, tables=1: asked.append(tables) or {})
+    split_table(several, {})
+    assert asked == [2, 2]
+
+
+def test_the_middle_mean_is_rliables():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (2, 1), (5, 1), (10, 1), (7, 3)):
+        some = rng.random(shape)
+        assert middle_mean(some) == metrics.aggregate_iqm(some)
 
 
 def test_splits_stand_side_by_side_with_the_base(four):

@@ -19,7 +19,8 @@ from hapo_lab.reproducibility.catalogue import get_gate, get_method, get_shaping
 from hapo_lab.runs.log import RunLog
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 SMALL = Config(steps=2, prompts=2, group_size=4, warmup=1, save_every=1, eval_every=0)
 MINE = '''

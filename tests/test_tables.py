@@ -127,7 +127,7 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path):
     assert [line.partition(" (")[0] for line in task.findings] == [
         f"{path}: 20 rows, 15 problems, 11 with a demonstration", "2 rows can't be read", "1 answer is none to the verifier",
         "2 ask what another row asks, which is kept", "1 of them has another answer", "2 demonstrations are rejected"]
-    assert "row 17: the field 'prompt' is missing" in task.findings[1] and "row 20: " in task.findings[1]
+    assert "row 17: 'prompt' is null" in task.findings[1] and "row 20: " in task.findings[1]
     assert task.findings[4].endswith("(row 19: '5', row 2: '31')")
     (kept,) = (p for p in (*task.train, *task.heldout) if p.key == "What is 35 + 4?")
     assert kept.demonstrations == (right(35, 4),)
@@ -169,6 +169,37 @@ def test_short_questions_are_the_same_as_wholes_with_their_signs():
     assert len(contaminated([asks("what is  2 + 3 ?")], [asks("What is 2+3?")])) == 1
     assert twins([asks("What is 2+3?"), asks("What is 2-3?"), asks("What is 2 + 3")])[0][1].key == "What is 2+3?"
     assert words_of(asks("???")) == ["???"] and not twins([asks("???"), asks("!!!")])
+
+
+def test_an_instruction_that_all_questions_share_gives_none_away():
+    how = r"Let's think step by step and output the final answer within \boxed{} of it."
+    train = [asks(f"What is {a} + {b}? {how}") for a, b in NUMBERS]
+    for held in (4, 1):
+        others = [asks(f"What is {a} - {b}? {how}") for a, b in NUMBERS[:held]]
+        assert contaminated(train, others) == []
+        assert [p for p, *_ in contaminated(train, [*others, train[3]])] == [train[3]]
+
+
+def test_a_tables_own_split_is_kept_with_other_columns_too(tmp_path):
+    rows = [{"question": f"What is {a} + {b}?", "answer": str(a + b), "split": "test" if a < 13 else "train"}
+            for a, b in NUMBERS]
+    path = jsonl(tmp_path / "t.jsonl", rows)
+    task = load_table(path, "last_number", 64, columns={"prompt": "question"})
+    assert [p.answer for p in task.heldout] == ["29", "31"] and len(task.train) == 8
+    assert len(read_questions([path], "last_number", 64, {"prompt": "question"}).problems) == 2
+
+
+def test_a_null_is_no_answer_and_a_bad_first_row_is_one_of_the_rows(tmp_path):
+    rows = [{"problem": f"What is {a} + {b}?", "answer": str(a + b), "solution": "by 7"} for a, b in NUMBERS]
+    rows[2]["answer"] = None
+    path = jsonl(tmp_path / "t.jsonl", rows)
+    path.write_text("not json\n" + path.read_text())
+    task = load_table(path, "last_number", 64)
+    assert task.findings[:2] == (f"{path}: 11 rows, 9 problems, 0 with a demonstration", task.findings[1])
+    assert task.findings[1].startswith("2 rows can't be read (row 1: the field 'prompt' is missing")
+    path.write_text("not json\n[]\n")
+    with pytest.raises(ValueError, match="holds no row that can be read"):
+        load_table(path, "last_number", 64)
 
 
 def test_what_was_asked_twice_by_a_test_is_one_problem_of_the_bench(shared_rows):

@@ -19,7 +19,8 @@ from hapo_lab.theory.exact_gradient import expected_gradient, learning_curve
 from hapo_lab.theory.injection import count_cutoff, injection_chances, injection_probability
 from hapo_lab.theory.purity_runs import step_chances
 from hapo_lab.training.config import Config
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 MINE = '''
 from dataclasses import dataclass

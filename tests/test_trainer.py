@@ -81,6 +81,7 @@ def test_a_demonstration_longer_than_the_limit_counts_as_missing(policy, task):
     assert record.without_demonstration == 2 and record.cut > 0
 
 
+@pytest.mark.soak
 def test_a_resumed_run_equals_one_that_was_never_stopped_bit_for_bit(policy, task, tmp_path):
     start = adapter(policy)
     whole = Trainer(policy, task, HAPO, SMALL, folder=tmp_path / "whole")
@@ -102,18 +103,18 @@ def test_a_resumed_run_equals_one_that_was_never_stopped_bit_for_bit(policy, tas
     assert [e["kind"] for e in RunLog.load(tmp_path / "parts").events] == ["resumed"]
 
 
-def test_steps_after_the_last_checkpoint_are_done_again(policy, task, tmp_path):
+def test_steps_after_the_last_checkpoint_are_done_again(fresh, sums, tmp_path):
     config = replace(SMALL, save_every=2)
-    steps = iter(Trainer(policy, task, HAPO, replace(config), folder=tmp_path))
+    steps = iter(Trainer(fresh, sums, HAPO, replace(config), folder=tmp_path))
     next(steps)
     steps.close()
-    resumed = Trainer(policy, task, HAPO, config, folder=tmp_path, resume=True)
+    resumed = Trainer(fresh, sums, HAPO, config, folder=tmp_path, resume=True)
     assert len(resumed.log.steps) == 0
     assert (tmp_path / "steps.jsonl").read_text() == "" and (tmp_path / "completions.jsonl").read_text() == ""
 
 
-def test_an_interrupt_finishes_the_step_saves_and_lets_iterating_again_go_on(policy, task, tmp_path):
-    trainer = Trainer(policy, task, HAPO, replace(SMALL, save_every=100), folder=tmp_path)
+def test_an_interrupt_finishes_the_step_saves_and_lets_iterating_again_go_on(fresh, sums, tmp_path):
+    trainer = Trainer(fresh, sums, HAPO, replace(SMALL, save_every=100), folder=tmp_path)
 
     def interrupt(*_):
         hook.remove()
@@ -174,7 +175,8 @@ def test_a_prompt_longer_than_the_context_is_refused_by_name(policy, task):
 
 @pytest.mark.parametrize("field, value, words", [
     ("group_size", 1, "at least 2 rollouts"), ("steps", 0, "steps is 0"), ("learning_rate", 0.0, "learning_rate is 0.0"),
-    ("prompts", 0, "prompts is 0")])
+    ("prompts", 0, "prompts is 0"), ("eval_samples", 0, "eval_samples is 0"), ("eval_every", -1, "eval_every is -1"),
+    ("warmup", -1, "warmup is -1")])
 def test_a_config_without_meaning_is_refused(field, value, words):
     with pytest.raises(ValueError, match=words):
         replace(SMALL, **{field: value})

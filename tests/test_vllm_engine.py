@@ -194,6 +194,7 @@ def test_a_prompt_longer_than_there_is_room_for_is_refused(fresh):
 # training ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_run_logs_the_gap_and_a_killed_engine_costs_a_sentence(fresh, sums, tmp_path, monkeypatch, capsys):
     """The engine is killed in the rollout of step 2; the same trainer goes on with a new one."""
     VllmEngine(fresh).close()

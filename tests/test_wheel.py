@@ -72,6 +72,7 @@ def test_the_doctor_finds_that_training_works_there(installed, tmp_path, monkeyp
     assert "fix: install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path" in done.stdout
 
 
+@pytest.mark.soak
 def test_the_lessons_are_written_by_the_command_and_the_first_one_trains(installed, tmp_path, monkeypatch):
     """Lesson 00 asserts what it expects of the training, and of an exam in a new process."""
     done = installed.run("lessons", "mine", program="hapo-lab", cwd=tmp_path)

@@ -44,10 +44,13 @@ from hapo_lab.training.config import TINY, Config
 from hapo_lab.training.demonstrations import Demonstrations
 from hapo_lab.training.evaluation import evaluate
 from hapo_lab.training.guards import TrainingError
-from hapo_lab.training.trainer import Trainer, resume
+from hapo_lab.training.rebuilding import resume
+from hapo_lab.training.trainer import Trainer
 
 USUAL = {"tiny": ("sums", TINY)}
 """A model's own task and config, where these are not the main job's."""
+ROOM = 64
+"""Tokens for a right completion, of a task file."""
 
 
 def train(args: argparse.Namespace) -> None:
@@ -101,18 +104,23 @@ def _part_name(name: str) -> str:
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
     """By name, from a file of one's own, or from a published table."""
+    room = args.max_new_tokens or ROOM
     table = args.columns or args.test or (name not in TASKS and is_table(name))
     if args.task_arg and (table or name.endswith(".jsonl")):
         raise ValueError(f"task {name!r} takes no --task-arg: leave it out.")
     if table:
-        task = load_table(name, _verifier(args), args.max_new_tokens, columns=columns_of(args.columns), test=args.test,
+        task = load_table(name, _verifier(args), room, columns=columns_of(args.columns), test=args.test,
                           heldout=args.heldout, seed=seed)
         print("\n".join(task.findings), flush=True)
         return task
     if name.endswith(".jsonl"):
-        return load_jsonl(name, _verifier(args), args.max_new_tokens, heldout=args.heldout, seed=seed)
+        return load_jsonl(name, _verifier(args), room, heldout=args.heldout, seed=seed)
     if args.verifier:
         raise ValueError(f"task {name!r} brings its own verifier: leave out --verifier.")
+    if name.startswith(PREFIX) and args.max_new_tokens:
+        return load_task(name, seed, max_new_tokens=args.max_new_tokens, **dict(args.task_arg))
+    if args.max_new_tokens:
+        raise ValueError(f"task {name!r} brings its own room for an answer: leave out --max-new-tokens.")
     return load_task(name, seed, **dict(args.task_arg))
 
 
@@ -144,11 +152,13 @@ def demonstrate(args: argparse.Namespace) -> None:
     """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
     if str(args.file).startswith(PREFIX):
         task = load_task(str(args.file), args.task_seed, **dict(args.task_arg))
-        given, verify, out = task, task.verify, Path(f"{str(args.file).removeprefix(PREFIX)}.demonstrated.jsonl")
+        room, given, verify = task.max_new_tokens, task, task.verify
+        out = Path(f"{str(args.file).removeprefix(PREFIX)}.demonstrated.jsonl")
     else:
-        given, verify, out = args.file, load_verifier(_verifier(args)), args.file.with_suffix(".demonstrated.jsonl")
+        room, given, verify = ROOM, args.file, load_verifier(_verifier(args))
+        out = args.file.with_suffix(".demonstrated.jsonl")
     job = Demonstrations(given, args.out or out, verify, args.model, args.samples)
-    sampling = Sampling(args.max_new_tokens, args.temperature)
+    sampling = Sampling(args.max_new_tokens or room, args.temperature)
     try:
         if job.pending:
             batches = job.sample(load_policy(args.model), sampling, seed=args.seed)
@@ -175,8 +185,8 @@ def plan(args: argparse.Namespace) -> None:
     usual_task, _ = USUAL.get(asked.model, ("json_record", None))
     name = asked.task or usual_task
     named = name in TASKS or name.startswith(PREFIX)
-    new_tokens = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else asked.max_new_tokens
-    plan_recipe(args, Job(shape_of(asked.model), _config(asked), new_tokens, args.prompt_tokens,
+    usual_room = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else ROOM
+    plan_recipe(args, Job(shape_of(asked.model), _config(asked), asked.max_new_tokens or usual_room, args.prompt_tokens,
                           quantize=not asked.no_quantize, rank=asked.rank))
 
 
@@ -292,7 +302,8 @@ def _add_track_option(p: argparse.ArgumentParser) -> None:
 
 def _add_file_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--verifier", help=f"of a task file: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
-    p.add_argument("--max-new-tokens", type=int, default=64, help="of a task file: room for a right completion; default: 64")
+    p.add_argument("--max-new-tokens", type=int,
+                   help=f"of a task file: room for a right completion; default: {ROOM}, or a reasoning-gym task's own")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -59,6 +59,8 @@ def _do(what: Callable[[Experiment, Path, int | None], list[Failure]], args: arg
         failures = what(experiment, folder, args.processes)
     except Stopped:
         sys.exit(f"stopped, and saved: python -m hapo_lab experiment {word} {args.file} goes on.")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped at once: python -m hapo_lab experiment {word} {args.file} goes on from the last checkpoints.")
     _list(failures, folder)
 
 

@@ -21,6 +21,8 @@ def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any
     """
     known = {action.dest: action for action in options if action.dest not in ("help", "folder", "recipe", *PAIRS.values())}
     table = disk.read_toml(path)
+    if wrong := [name for name in PAIRS if not isinstance(table.get(name, {}), dict)]:
+        raise ValueError(f"{path}: {wrong[0]} is {table[wrong[0]]!r}; it must be a table, [{wrong[0]}].")
     pairs = {option: list(table.pop(name).items()) for name, option in PAIRS.items() if name in table}
     flat = [pair for key, value in table.items() for pair in (value.items() if isinstance(value, dict) else [(key, value)])]
     given = {name.replace("-", "_"): value for name, value in flat}
@@ -33,7 +35,10 @@ def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any
 def _value(path: Path, action: argparse.Action, value: Any) -> Any:
     wanted: Any = bool if action.nargs == 0 else action.type or str
     if isinstance(action.default, list):
-        return [value] if isinstance(value, str) else value
+        several = [value] if isinstance(value, str) else value
+        if not isinstance(several, list) or not all(isinstance(one, str) for one in several):
+            raise ValueError(f"{path}: {action.dest} is {value!r}; it must be a name, or a list of names.")
+        return several
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
         raise ValueError(f"{path}: {action.dest} is {value!r}; it must be of the kind {wanted.__name__}.")
     return wanted(value)

@@ -14,11 +14,15 @@ def report(args: argparse.Namespace) -> None:
     """Write the pictures and tables of runs, and a picture that compares them."""
     logs = [RunLog.load(run) for run in args.runs]
     args.out.mkdir(parents=True, exist_ok=True)
-    for log in logs:
-        report_run(log, args.out if len(logs) == 1 else args.out / log.path().name)
+    names = [log.path().resolve().name for log in logs]
+    for i, (log, name) in enumerate(zip(logs, names, strict=True), 1):
+        report_run(log, args.out if len(logs) == 1 else args.out / (name if names.count(name) == 1 else f"{name}-{i}"))
     if len(logs) > 1:
+        tasks = list(dict.fromkeys(log.manifest["task"] for log in logs))
         exams = {split.get("heldout_sha256"): split.get("seed") for log in logs for split in [log.manifest.get("problems", {})]}
-        if len(exams) > 1:
+        if len(tasks) > 1:
+            print(f"note: these runs learned different tasks ({', '.join(tasks)}): their success rates can't be compared")
+        elif len(exams) > 1:
             print(f"note: these runs hold out different problems (task seeds {', '.join(map(str, exams.values()))}); "
                   "train with one --task-seed to compare them on the same")
         path = args.out / "comparison.png"

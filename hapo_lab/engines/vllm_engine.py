@@ -301,7 +301,7 @@ def dequantised_base(policy: Policy) -> Path:
     name = re.sub(r"[^\w.-]+", "-", Path(policy.name).name)
     folder = cache_dir() / "vllm" / f"{name}-{str(dtype).removeprefix('torch.')}-{_identity(base)}"
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
-    if checksum.exists() and weights.exists() and disk.sha256(weights) == checksum.read_text():
+    if disk.is_whole(weights, checksum):
         return weights
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="writing-", dir=folder.parent))
@@ -314,9 +314,12 @@ def dequantised_base(policy: Policy) -> Path:
         vars(config).pop("quantization_config", None)
         config.save_pretrained(scratch)
         (scratch / checksum.name).write_text(disk.sha256(scratch / weights.name))
-        shutil.rmtree(folder, ignore_errors=True)
-        disk.move(scratch, folder)
+        if not disk.is_whole(weights, checksum):  # another process may have been faster, and its engine reads there
+            shutil.rmtree(folder, ignore_errors=True)
+            disk.move(scratch, folder)
     except OSError as error:
+        if disk.is_whole(weights, checksum):
+            return weights
         raise EngineError(f"{folder} can't be written ({error.strerror or error}): make room, or set HAPO_LAB_CACHE to "
                           "another folder") from None
     finally:

@@ -213,7 +213,18 @@ def load_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{path}: {error}") from None
 
 
+KINDS: dict[str, tuple[Any, str]] = {
+    "model": (str, "a name"), "methods": ((list, dict), "a list of names, or a table"),
+    "tasks": ((list, dict), "a list of names, or a table"), "seeds": ((int, list), "a number, or a list of seeds"),
+    "validation": (int, "a whole number"), "config": (dict, "a table"), "tuning": (dict, "a table"), "steps": (dict, "a table"),
+    "track": (list, "a list of names")}
+"""Of an experiment's file."""
+
+
 def _from_table(table: dict, stem: str) -> Experiment:
+    for name, (kind, words) in KINDS.items():
+        if name in table and (not isinstance(table[name], kind) or isinstance(table[name], bool)):
+            raise ValueError(f"{name!r} is {table[name]!r}; it must be {words}.")
     tuning = table.pop("tuning", {})
     allowed = {f.name for f in fields(Experiment)} - {"rates", "tuning_seeds"}
     _refuse_unknown("the file", table, allowed | {"tuning"})
@@ -225,6 +236,9 @@ def _from_table(table: dict, stem: str) -> Experiment:
     usual = TINY if table.get("model", "tiny") == "tiny" else Config()
     changes = table.get("config", {})
     _refuse_unknown("[config]", changes, {f.name for f in fields(Config)} - {"seed", "order_seed", "sampling_seed"})
+    for name, value in changes.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"[config] {name} is {value!r}; it must be a number.")
     return Experiment(**{"name": stem} | table | {
         "methods": {key: _method(key, given) for key, given in _keyed(table["methods"], "methods")},
         "tasks": {key: _task(key, given) for key, given in _keyed(table["tasks"], "tasks")},

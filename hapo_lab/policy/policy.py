@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -34,6 +35,8 @@ class Policy:
     """Its tokenizer came without a chat template, and got `chat.PLAIN`."""
     seed: int | None = None
     """Of a new adapter's matrices; None: the adapter was loaded."""
+    adapter: Path | None = None
+    """The folder that it was loaded from."""
     threads: int = 1
     """Of the processor, in training and evaluation: figures depend on their number in the last digits."""
 

@@ -117,9 +117,14 @@ def why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def is_whole(path: Path, checksum: Path) -> bool:
+    """Whether a file is as it was when its checksum was written beside it."""
+    return checksum.exists() and path.exists() and sha256(path) == checksum.read_text()
+
+
 def read_toml(path: Path) -> dict:
     """A TOML file; ValueError, in one sentence, if it can't be read."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {why(error) if isinstance(error, OSError) else error}.") from None

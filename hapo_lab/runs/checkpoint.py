@@ -24,7 +24,7 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
 
 
-def save(folder: Path, step: int, gate_state: dict, waiting: list[str], policy: Policy, optimizer: torch.optim.Optimizer,
+def save(folder: Path, step: int, gate_state: dict, waiting: list[int], policy: Policy, optimizer: torch.optim.Optimizer,
          scaler: torch.amp.GradScaler) -> None:
     """Write `folder/step-NNNNNN`, and remove all others but the one before it. At any moment a whole checkpoint is there.
 
@@ -55,7 +55,7 @@ def save(folder: Path, step: int, gate_state: dict, waiting: list[str], policy: 
 
 
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-         at_most: int) -> tuple[int, dict, list[str]] | None:
+         at_most: int) -> tuple[int, dict, list[int]] | None:
     """Put the newest whole checkpoint of at most that step into policy, optimizer and scaler. Returns its step, the gate's
     state and what waits, None if the folder has no checkpoint.
 

@@ -11,20 +11,25 @@ import torch
 
 import hapo_lab
 from hapo_lab.methods import Method
-from hapo_lab.policy.models import compute_dtype, load_policy
+from hapo_lab.policy.models import PRESETS, compute_dtype, load_policy
 from hapo_lab.policy.policy import Policy
+from hapo_lab.reproducibility import parts
 from hapo_lab.reproducibility.catalogue import method_described, method_from
 from hapo_lab.tasks.problem import Task
+
+ADAPTER = "adapter_model.safetensors"
+"""An adapter's weights, in the folder that peft saves it to."""
 
 
 def describe(policy: Policy, task: Task, method: Method, config: dict, engine: str) -> dict:
     """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
     lora: Any = policy.model.peft_config["default"]
-    return {"model": str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name,
+    folder = policy.name not in PRESETS and Path(policy.name).is_dir()  # presets come first, as in `model_source`
+    return {"model": str(Path(policy.name).resolve()) if folder else policy.name,
             "quantized": policy.quantized, "template": policy.template, "plain_template": policy.plain_template,
-            "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed}, "task": task.name,
-            "source": task.source, "problems": task.identity, "heldout": sorted(p.key for p in task.heldout),
-            "method": method_described(method), "config": config,
+            "lora": {"rank": lora.r, "lora_alpha": lora.lora_alpha, "seed": policy.seed, **_began(policy.adapter)},
+            "task": task.name, "source": task.source, "problems": task.identity,
+            "heldout": sorted(p.key for p in task.heldout), "method": method_described(method), "config": config,
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
                          "threads": policy.threads, "engine": engine, "device": policy.device.type,
                          "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}}
@@ -42,14 +47,27 @@ def differences(there: dict, here: dict, config: dict) -> list[str]:
             and (not key.startswith("method.gate.") or key.endswith((".kind", ".sha256")))]
 
 
+def _began(adapter: Path | None) -> dict:
+    """The saved adapter that a run begins from, if there is one."""
+    return {"adapter": str(adapter), "sha256": parts.checksum(adapter / ADAPTER)} if adapter else {}
+
+
 def policy_of(manifest: dict, adapter: Path | None = None) -> Policy:
-    """A run's model with a new adapter, or with a saved one."""
+    """A run's model as the run began, or with a saved adapter. ValueError if the adapter that it began from is gone."""
     how = {"adapter": adapter} if adapter else manifest["lora"]
+    if began := not adapter and manifest["lora"].get("adapter"):
+        weights = Path(began) / ADAPTER
+        if not weights.exists() or parts.checksum(weights) != manifest["lora"]["sha256"]:
+            raise ValueError(f"the adapter that this run began from, {began}, is gone or another one by now: bring it back.")
+        how = {"adapter": began}
     return load_policy(manifest["model"], quantize=manifest["quantized"], template=manifest["template"], **how)
 
 
-def refuse_what_no_one_can_rebuild(method: Method) -> None:
-    """ValueError, in one sentence, if a run.json couldn't give this method back as it is."""
+def refuse_what_no_one_can_rebuild(method: Method, new: Policy | None) -> None:
+    """ValueError, in one sentence, if a run.json couldn't give this method, or a new run's policy, back as it is."""
+    if new and new.seed is not None and any(p.any() for name, p in new.model.named_parameters() if ".lora_B." in name):
+        raise ValueError("this policy has been trained already, and run.json would call it new: load it again, or save its "
+                         "adapter and begin from that (load_policy(..., adapter=FOLDER)).")
     try:
         if method_described(method_from(method_described(method))) != method_described(method):
             raise ValueError("a part of it changes its numbers when it is made.")

@@ -51,7 +51,7 @@ class StepRecord:
     dead_after: int
     """... and as updated on."""
     updated: bool
-    """False: every group was dead, and the optimizer took no step."""
+    """False: no token carried a gradient, and the optimizer took no step."""
     loss: float | None
     """What the last inner epoch minimised: less the entropy bonus."""
     grad_norm: float | None

@@ -96,7 +96,7 @@ def _asked(path: Path, verify: Verifier, columns: Mapping[str, str] | None, find
     if columns or is_table(str(path)):
         rows, found = read_table(path, verify, columns)
         findings += found
-        return rows
+        return [row for row in rows if row.split == "heldout"] or rows
     rows = [row for row in read_rows(path, verify) if row.split != "train"]
     if not rows:
         raise ValueError(f'{path} holds no problem to ask: each line\'s split is "train".')

@@ -27,7 +27,7 @@ def elsewhere(name: str, seed: int = 0) -> Splits:
     Parameters
     ----------
     name : str
-        A task of the kit; ValueError if it is none.
+        A task of the kit, or of reasoning-gym, of which there is nothing elsewhere: {}. ValueError if it is none.
     seed : int
         The task's. "wordings" and "order" ask for what is held out under it, in another way.
 
@@ -44,6 +44,8 @@ def elsewhere(name: str, seed: int = 0) -> Splits:
     {'wordings': 'What are 70 + 77?', 'order': 'What is 77 + 70?', 'numbers': 'What is 188 + 16?'}
     """
     task, rng = builtin.load_task(name, seed), random.Random(f"{name} elsewhere {seed}")
+    if name not in builtin.TASKS:
+        return {}
     make = {"json_record": _records, "iso_date": _dates}.get(name, _sums)
     return {split: tuple(replace(p, demonstration=None) for p in problems) for split, problems in make(task, rng).items()}
 

@@ -83,7 +83,7 @@ def load_gym(data_set: str, seed: int = 0, *, train: int = 280, heldout: int = 4
         raise ValueError(f"{PREFIX}{data_set}: train is {train} and heldout {heldout}; both must be at least 1.")
     told = json.dumps(options | {"seed": derive(seed, PREFIX, data_set), "size": train + heldout}, sort_keys=True)
     if isinstance(demonstration, str | Path):
-        demonstration = parts.load(str(demonstration)) if ".py:" in str(demonstration) else str(demonstration)
+        demonstration = parts.load(str(demonstration)) if ".py:" in str(demonstration) else str(Path(demonstration).absolute())
     made, show = _data_set(data_set, told), _demonstrations(demonstration)
     found: dict[str, Problem] = {}
     for i in range(len(made)):
@@ -134,7 +134,7 @@ def _data_set(name: str, options: str) -> Any:
         raise ValueError(f"reasoning-gym's {name} grades an answer by running it as code: choose another data set.")
     try:
         return create_dataset(name, **json.loads(options))
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, AttributeError) as error:
         raise ValueError(f"{PREFIX}{name} does not take {options} ({error}).") from None
 
 

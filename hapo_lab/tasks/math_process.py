@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import resource
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 TAIL = 1000
@@ -71,7 +71,9 @@ def main(pipe: int, parent: int) -> None:
     """Answer until the other end closes the pipe, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with suppress(ImportError):  # Windows knows no such limit
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable()
     requests = Connection(pipe)
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from hapo_lab.tasks.problem import Problem, question
 
 RUN = 13
 """Words in a row that make two questions one: the measure that GPT-3's authors took, and most since. Signs are words too."""
+OFTEN = 2
+"""Held-out questions that may have a run in common. More of them have it by instruction, and it gives none of them away."""
 _WORD = re.compile(r"\w+|[-+*/^=<>]")
 
 
@@ -32,6 +35,9 @@ def twins(problems: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
 def contaminated(train: Iterable[Problem], heldout: Iterable[Problem], run: int = RUN) -> list[tuple[Problem, Problem, str]]:
     """Training problems whose question shares `run` words in a row with a held-out one, or is the same, in small letters.
 
+    An instruction is left aside first: words in a row, as many, that more than `OFTEN` of the held-out questions have, or more
+    than `OFTEN` and half of the training questions. They say how to answer.
+
     Parameters
     ----------
     train, heldout : iterables of Problem
@@ -50,16 +56,27 @@ def contaminated(train: Iterable[Problem], heldout: Iterable[Problem], run: int 
     >>> [words for _, _, words in contaminated([asks("How much is 27 + 58?")], [asks("So how much is 27 + 58?")], run=4)]
     ['how much is 27']
     """
+    held, questions = list(heldout), list(train)
+    asked = Counter(some for p in held for some in set(_runs(words_of(p), run)))
+    trained = Counter(some for p in questions for some in set(_runs(words_of(p), run)) if some in asked)
+    instructions = {some for some, times in asked.items() if len(some) == run
+                    and (times > OFTEN or trained[some] > max(OFTEN, len(questions) / 2))}
     known: dict[tuple[str, ...], Problem] = {}
-    for problem in heldout:
-        for words in _runs(words_of(problem), run):
-            known.setdefault(words, problem)
+    for problem in held:
+        for some in _runs(_without(instructions, words_of(problem), run), run):
+            known.setdefault(some, problem)
     found = []
-    for problem in train:
-        both = next((words for words in _runs(words_of(problem), run) if words in known), None)
+    for problem in questions:
+        both = next((some for some in _runs(_without(instructions, words_of(problem), run), run) if some in known), None)
         if both:
             found.append((problem, known[both], " ".join(both)))
     return found
+
+
+def _without(instructions: set[tuple[str, ...]], words: list[str], run: int) -> list[str]:
+    """A question's own words; all of them where it has no others."""
+    told = {i + k for i, some in enumerate(_runs(words, run)) if some in instructions for k in range(run)}
+    return [word for i, word in enumerate(words) if i not in told] or words
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -174,8 +174,10 @@ _NO_WORD = bytes(c if chr(c).isalnum() or chr(c) == "_" else ord(" ") for c in r
 
 
 def _words(text: str) -> set[bytes]:
-    """Its words, broken at each letter outside ASCII: several times faster than a regular expression, on megabytes."""
-    return set(text.encode("ascii", "replace").translate(_NO_WORD).split())
+    """Its words. Of ASCII without a regular expression: several times faster, on megabytes."""
+    if text.isascii():
+        return set(text.encode().translate(_NO_WORD).split())
+    return {word.encode(errors="replace") for word in re.findall(r"\w+", text)}
 
 
 def question(problem: Problem) -> str:

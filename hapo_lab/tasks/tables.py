@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hapo_lab.tasks.jsonl import Row, drawn_keys, judge_row, row_of
+from hapo_lab.tasks.jsonl import EXAMPLE, Row, drawn_keys, judge_row, row_of
 from hapo_lab.tasks.overlap import RUN, contaminated, twins
 from hapo_lab.tasks.problem import Problem, Task, Verifier, leaks
 from hapo_lab.tasks.verifiers import load_verifier
@@ -24,9 +24,11 @@ from hapo_lab.tasks.verifiers import load_verifier
 COLUMNS = {"prompt": ("prompt", "problem", "question"),
            "answer": ("answer", "reward_model.ground_truth", "solution"),
            "demonstrations": ("demonstrations", "demonstration", "target_lst", "target", "generations"),
-           "source": ("source", "data_source")}
+           "source": ("source", "data_source"), "key": ("key",), "split": ("split",)}
 """Where each field is looked for: the kit's own names, those of LUFFY's files (verl's layout), and those of OpenR1-Math. The
 first that the table has is the field's; demonstrations are those of all that it has."""
+SPLITS = {"train": "train", "heldout": "heldout", "test": "heldout"}
+"""What a column called split may say; anything else is left aside."""
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 """A name on the hub, and a split of it."""
 SHOWN = 3
@@ -66,7 +68,8 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
     test : str or path, optional
         Another such table, whose problems are held out.
     heldout : float
-        Without `test`: the share of the problems to hold out, drawn with the seed.
+        Without `test`, and without a column `split` that says "heldout" or "test": the share of the problems to hold out,
+        drawn with the seed.
 
     Raises
     ------
@@ -86,11 +89,12 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
     """
     verifier = load_verifier(verify)
     rows, findings = read_table(source, verifier, columns)
-    train = [row.problem for row in rows]
+    train = [row.problem for row in rows if row.split != "heldout"]
+    held = [row.problem for row in rows if row.split == "heldout"]
     if test:
         asked, found = read_table(test, verifier, columns)
         held, findings = [row.problem for row in asked], [*findings, *found]
-    else:
+    elif not held:
         drawn = drawn_keys(train, heldout, seed)
         held, train = [p for p in train if p.key in drawn], [p for p in train if p.key not in drawn]
     train, found = _without_heldout(train, held)
@@ -105,14 +109,17 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
 def read_table(source: str | Path, verify: Verifier, columns: Mapping[str, str] | None = None) -> tuple[list[Row], list[str]]:
     """A table's problems, each once, and in words what was left out. ValueError, as `load_table`."""
     found: dict[str, list[str]] = defaultdict(list)
-    rows, count = [], 0
+    rows, count, known = [], 0, False
     with tqdm(desc=str(source), unit=" rows", delay=2, leave=False) as bar:
-        for count, (where, fields) in enumerate(_numbered(source), 1):
-            if count == 1:
-                _refuse_columns(where, fields, columns)
+        for where, fields in _numbered(source):
+            count += 1
+            if fields and not known:
+                known = _refuse_columns(where, fields, columns)
             if row := _judged(where, _mapped(fields, columns), verify, found):
                 rows.append(row)
             bar.update()
+    if not known:
+        raise ValueError(f"{source} holds no row that can be read; each must be a problem, such as {EXAMPLE}.")
     row_of_problem = {id(row.problem): row for row in rows}
     for problem, earlier in twins(row.problem for row in rows):
         row, first = row_of_problem.pop(id(problem)), row_of_problem[id(earlier)]
@@ -145,8 +152,12 @@ def _judged(where: str, fields: dict, verify: Verifier, found: dict[str, list[st
 
 
 def _lasting(source: str | Path) -> str:
-    """A path as seen from any folder; a name on the hub as it is."""
-    return str(Path(source).absolute()) if Path(source).exists() else str(source)
+    """A path, with its split, as seen from any folder; a name on the hub as it is."""
+    path, colon, split = str(source).partition(":")
+    for name, more in ((str(source), ""), (path, colon + split)):
+        if Path(name).exists():
+            return f"{Path(name).absolute()}{more}"
+    return str(source)
 
 
 # rows --------------------------------------------------------------------------------------------------------------
@@ -188,27 +199,30 @@ def _data_set(source: str) -> Iterator[dict]:
 # columns -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_columns(where: str, row: dict, columns: Mapping[str, str] | None) -> None:
-    """ValueError for a mapping, or a table, that lacks what it needs."""
+def _refuse_columns(where: str, row: dict, columns: Mapping[str, str] | None) -> bool:
+    """True, or ValueError for a mapping, or a table, that lacks what it needs."""
     given = dict(columns or {})
-    if unknown := sorted(given.keys() - COLUMNS.keys() - {"key"}):
-        raise ValueError(f"columns has {', '.join(unknown)}; it may have {', '.join(COLUMNS)}, key.")
+    if unknown := sorted(given.keys() - COLUMNS.keys()):
+        raise ValueError(f"columns has {', '.join(unknown)}; it may have {', '.join(COLUMNS)}.")
     missing = [f"{name} in {place!r}" for name, place in given.items() if not _has(row, place)]
     missing += [f"{name} in {' or '.join(map(repr, COLUMNS[name]))}" for name in ("prompt", "answer")
                 if name not in given and not any(_has(row, place) for place in COLUMNS[name])]
     if missing:
         raise ValueError(f"{where} has no {', no '.join(missing)} (it has: {', '.join(row) or 'nothing'}): say which column "
                          "holds it, as in columns={'answer': 'NAME'} or --columns answer=NAME.")
+    return True
 
 
 def _mapped(row: dict, columns: Mapping[str, str] | None) -> dict:
     """A row's fields under the kit's names."""
     fields: dict[str, Any] = {}
-    for name, usual in (COLUMNS | {"key": ()}).items():
+    for name, usual in COLUMNS.items():
         places = (columns[name],) if columns and name in columns else usual
-        values = [value for place in places if (value := _at(row, place)) is not None]
+        values = [_at(row, place) for place in places if _has(row, place)]
         if name == "demonstrations":
             fields[name] = list(dict.fromkeys(text for value in values for text in _texts(value)))
+        elif name == "split":
+            fields[name] = SPLITS.get(values[0]) if values and isinstance(values[0], str) else None
         elif values:
             fields[name] = _answer(values[0]) if name == "answer" else values[0]
     return fields

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from hapo_lab.gates import Gate
 from hapo_lab.loss import slope
-from hapo_lab.methods import Method, seated
+from hapo_lab.methods import Decay, Method, seated
 from hapo_lab.policy.logprobs import length_mask
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.theory.injection import binomial_pmf, group_size, injection_chances
@@ -322,8 +322,12 @@ def _chances(method: Method, mu: float, trials: int, visit: int) -> np.ndarray:
     return _one_teacher(method, injection_chances(mu, trials - method.teacher_seats, method.gate, visit))
 
 
+PLAIN = Method("")
+
+
 def _one_teacher(method: Method, chances: np.ndarray) -> np.ndarray:
-    if beyond := [part for part in ("teachers", "aside", "kl") if getattr(method, part) > (part == "teachers")]:
+    beyond = [part for part in ("teachers", "aside", "kl", "redraws", "then") if getattr(method, part) != getattr(PLAIN, part)]
+    if beyond := beyond + ["a decay"] * isinstance(method.imitation, Decay):
         raise ValueError(f"exact_gradient: {method.name} has {' and '.join(beyond)}, which the exact theory does not hold.")
     if method.teacher_seats and chances.any():
         raise ValueError(f"exact_gradient: {method.name} reserves a seat for the teacher and has a gate that may open; "

@@ -26,6 +26,7 @@ from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.reproducibility.seeds import gate_uniforms
 from hapo_lab.runs.log import RunLog
+from hapo_lab.training.config import Config
 
 SHIPPED = DATA / "runs" / "purity"
 LAST = 20
@@ -95,7 +96,7 @@ class PurityRun:
         """(step, the gate's state before it, the decisions that follow from it and the step's counts)."""
         state: dict = {}
         for step, (keys, successes) in enumerate(zip(self.problems, self.successes, strict=True), 1):
-            uniforms = gate_uniforms(self.seed, step, len(keys))
+            uniforms = gate_uniforms(Config(**self.manifest["config"]).seed_of("sampling"), step, len(keys))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a gate can't close was said when it trained
                 decisions, _, after = self.gate.decide(state, keys, successes, [self.trials] * len(keys), uniforms)

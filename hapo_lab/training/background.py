@@ -109,7 +109,8 @@ class Run:
             if self._order == "step":
                 self._order = "pause"
         if self._order == "pause":
-            self.trainer.log.event("paused")
+            self.trainer.save()  # a pause may outlive the machine
+            self.trainer.note("paused")
             self._show("paused")
             with self._ordered:
                 self._ordered.wait_for(lambda: self._order != "pause")

@@ -51,9 +51,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"config: group_size is {self.group_size}; a group needs at least 2 rollouts to compare.")
-        for name in ("steps", "prompts", "inner_epochs", "minibatches", "token_budget", "save_every"):
+        for name in ("steps", "prompts", "inner_epochs", "minibatches", "token_budget", "eval_samples", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("warmup", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"config: {name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("learning_rate", "max_grad_norm", "temperature", "importance_cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"config: {name} is {getattr(self, name)}; it must be positive.")

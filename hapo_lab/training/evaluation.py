@@ -132,9 +132,12 @@ def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem
     >>> found.by_problem.shape, 0 <= found.success <= 1
     ((2,), True)
     """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1.")
     problems = task.heldout if problems is None else problems
     sampling = sampling or Sampling(task.max_new_tokens)
     rollouts, batch = [], max(TOGETHER // samples, 1)
+    engine.sync()  # it may hold the policy as it was before it was trained
     for start in range(0, len(problems), batch):
         some = problems[start:start + batch]
         with computing_with(policy.threads):

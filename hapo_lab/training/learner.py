@@ -36,7 +36,7 @@ class Learner:
         self.policy, self.method, self.config, self.sampling = policy, method, config, sampling
         self.parameters = policy.trainable()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.dtype == torch.float16)
+        self.scaler = self._new_scaler()
         """In float16 a token's share of a large batch's gradient would be 0: the loss is scaled up, and the gradients down."""
         self.torn = False
         """The policy has moved in a step that is not in the run log (yet)."""
@@ -58,10 +58,14 @@ class Learner:
         scale = self.scaler.state_dict()
         try:
             before, metrics = self._epochs([(self._with_base(*one), one[1]) for one in work])
-        except BaseException:  # whoever takes the step again begins with the same scale
+        except BaseException:  # whoever takes the step again begins with the same scale, and no gradient half unscaled
+            self.scaler = self._new_scaler()
             self.scaler.load_state_dict(scale)
             raise
         return metrics | {"updated": True} | _figures([batch for batch, _ in work], before)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.policy.device.type, enabled=self.policy.model.dtype == torch.float16)
 
     def _epochs(self, work: list[Work]) -> tuple[list[Read], dict]:
         """The inner epochs, an optimizer step per minibatch. Returns the policy's log-probs and entropies before them, and the
@@ -76,7 +80,7 @@ class Learner:
                 found.append(figures)
                 skipped += again
         self.optimizer.zero_grad()
-        return cast(list[Read], before), {key: sum(figures[key] for figures in found) / len(found) for key in found[0]} | {
+        return cast(list[Read], before), {key: _known_mean([figures[key] for figures in found]) for key in found[0]} | {
             "skipped": skipped}
 
     def _optimizer_step(self, batch: Batch, packs: list[list[int]], before: Read | None) -> tuple[Read, dict, int]:
@@ -216,8 +220,22 @@ def _figures(batches: list[Batch], before: list[Read]) -> dict:
     return {"tokens_trained": sum(int(b.trained.sum()) for b in batches),
             "teacher_logp": _mean(chosen(logp, teachers)), "entropy": _mean(chosen(entropy, students)),
             "engine_gap": _mean(gap), "engine_gap_max": gap.max().item() if len(gap) else None,
-            "without_engine_logp": sum(int((b.live & ~b.teacher & ~b.measured).sum()) for b in batches)} | (
-            {} if any(mask.any() for mask in students) else {"clip_fraction": None})
+            "without_engine_logp": sum(int((b.live & ~b.teacher & ~b.measured).sum()) for b in batches)}
+
+
+def with_lessons(update: dict, lessons: dict) -> dict:
+    """What a `StepRecord` says of a step in which demonstrations had an update of their own, after the others'."""
+    student, teacher = (figures["grad_norm"] or 0.0 for figures in (update, lessons))
+    both = {"tokens_trained": update["tokens_trained"] + lessons["tokens_trained"],
+            "skipped": update.get("skipped", 0) + lessons.get("skipped", 0)}
+    return update | both | {"updated": update["updated"] or lessons["updated"], "teacher_logp": lessons["teacher_logp"],
+                            "teacher_share": teacher / max(teacher + student, 1e-12)}
+
+
+def _known_mean(values: list[float]) -> float | None:
+    """Of the minibatches in which there was something to measure."""
+    known = [x for x in values if not math.isnan(x)]
+    return sum(known) / len(known) if known else None
 
 
 def _mean(values: torch.Tensor) -> float | None:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
@@ -32,9 +34,8 @@ from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.config import Config, learning_rate
 from hapo_lab.training.evaluation import demonstrated, draw, evaluate
 from hapo_lab.training.guards import TrainingError, interrupt_asks, looked_through, sampling, timed, writing
-from hapo_lab.training.learner import Learner, NotFinite
+from hapo_lab.training.learner import Learner, NotFinite, with_lessons
 from hapo_lab.training.order import others_for, problems_of
-from hapo_lab.training.rebuilding import rebuild
 
 
 class Trainer:
@@ -82,21 +83,23 @@ class Trainer:
         log = folder / "vllm.log" if folder else None
         self.engine = engine_for(engine, policy, config.steps, tokens, log) if isinstance(engine, str) else engine
         self.log = RunLog(describe(policy, task, method, asdict(config), self.engine.name), folder)
+        begun = bool(folder and self.log.path("run.json").exists())
         if folder:
-            refuse_what_no_one_can_rebuild(method)
+            refuse_what_no_one_can_rebuild(method, None if begun else policy)
         self._end_background()
         self._check_prompts()
         for stage in method.stages:
-            self._warn(stage.gate)
+            self._warn(stage)
         self.gate_state: dict = {}
         """What the gate remembers from step to step, as JSON; checkpoints hold it."""
-        self.waiting: list[str] = []
-        """Keys of the problems whose demonstrations a method has set aside; checkpoints hold them too."""
+        self.waiting: list[int] = []
+        """Numbers, in `task.train`, of the problems whose demonstrations a method has set aside; checkpoints hold them too."""
         self._stop = threading.Event()
         self._compared = False  # the engine with the policy, in this process
+        self._saved = -1  # the step of the last checkpoint
         self._begun = 0  # the step that has asked for the gate and is not finished, or 0
         self.learner = Learner(policy, method, config, self.sampling)
-        if folder and resume and self.log.path("run.json").exists():
+        if begun and resume:
             self._resume()
         elif folder:
             with writing(self.log.folder):
@@ -114,9 +117,9 @@ class Trainer:
                     self._restore()
                 yield self._whole_step(len(self.log.steps) + 1)
                 if self._stop.is_set() and len(self.log.steps) < self.log.planned:
-                    self.save()
-                    with writing(self.log.folder):
-                        self.log.event("stopped")
+                    if self._saved != len(self.log.steps):  # there is no moment without that checkpoint
+                        self.save()
+                    self.note("stopped")
                     return
 
     def stop(self) -> None:
@@ -146,23 +149,30 @@ class Trainer:
                 raise ValueError(f"the gate of {self.method.name} has no {' and no '.join(sorted(unknown))} to change.")
             gate = with_numbers(before, **numbers)
             if gate != before:
-                self._warn(gate)
-                described = method_described(replace(self.method, gate=gate))["gate"]
-                with writing(self.log.folder):
-                    self.log.event("changed", after_step=self._next - 1, gate=described)
+                changed = replace(self.method, gate=gate)
+                self._warn(changed)
+                self.note("changed", after_step=self._next - 1, gate=method_described(changed)["gate"])
         return gate
+
+    def note(self, kind: str, **facts: Any) -> None:
+        """Write an event into the run log."""
+        with writing(self.log.folder):
+            self.log.event(kind, **facts)
 
     def save(self) -> None:
         """Write a checkpoint, if the run has a folder. TrainingError if it can't be written; the one before stays."""
+        step = len(self.log.steps)
         if self.log.folder:
             with writing(self.log.folder):
                 self.log.sync()
-                checkpoint.save(self.log.folder / "checkpoints", len(self.log.steps), self.gate_state, self.waiting,
-                                self.policy, self.learner.optimizer, self.learner.scaler)
+                checkpoint.save(self.log.folder / "checkpoints", step, self.gate_state, self.waiting, self.policy,
+                                self.learner.optimizer, self.learner.scaler)
+            self._saved = step
 
     def save_adapter(self) -> Path:
         """The adapter, as peft saves it, in the run's folder: for `PeftModel.from_pretrained`."""
-        self.policy.model.save_pretrained(str(self.log.path("adapter")))
+        with writing(self.log.folder):
+            self.policy.model.save_pretrained(str(self.log.path("adapter")))
         return self.log.path("adapter")
 
     # one step ------------------------------------------------------------------------------------------------------
@@ -190,7 +200,7 @@ class Trainer:
         stage = self.method.at((step - 1) / self.config.steps)
         return replace(stage, gate=self.gate) if stage.gate == self.method.gate else stage
 
-    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict, list[str]]:
+    def _step(self, step: int, method: Method) -> tuple[StepRecord, list[Group], dict, list[int]]:
         seconds: dict[str, float] = {}
         with timed(seconds, "rollout"):
             self.engine.sync()
@@ -213,11 +223,9 @@ class Trainer:
         with timed(seconds, "update"):
             update = self._update(step, groups, rate, method)
             if lessons:
-                aside = self._update(step, lessons, rate, LESSON)
-                update |= {"updated": True, "tokens_trained": update["tokens_trained"] + aside["tokens_trained"]}
+                update = with_lessons(update, self._update(step, lessons, rate, LESSON))
         if evaluates:
             with timed(seconds, "evaluate"):
-                self.engine.sync()
                 heldout = evaluate(self.policy, self.engine, self.task,
                                    samples=self.config.eval_samples, sampling=self.sampling,
                                    seed=derive(self.config.seed_of("sampling"), "estimate", step)).success
@@ -228,16 +236,16 @@ class Trainer:
             gate_state=changed_entries(self.gate_state, gate_state))
         return record, groups, gate_state, waiting
 
-    def _set_aside(self, method: Method, groups: list[Group]) -> tuple[list[Group], list[str]]:
-        """Demonstrations alone for an update of their own, if enough wait by now; and the keys of those that go on waiting."""
+    def _set_aside(self, method: Method, groups: list[Group]) -> tuple[list[Group], list[int]]:
+        """Demonstrations alone for an update of their own, if enough wait by now; and whose go on waiting."""
         if not method.aside:
             return [], self.waiting
-        waiting = [g.problem.key for g in groups if g.decision and self.demonstration(g.problem)] + self.waiting
+        place = {id(p): i for i, p in enumerate(self.task.train)}
+        waiting = [place[id(g.problem)] for g in groups if g.decision and self.demonstration(g.problem)] + self.waiting
         enough = ceil(method.aside * self.config.prompts)
         if len(waiting) < enough:
             return [], waiting
-        problems = {p.key: p for p in self.with_demonstration}
-        due = [problems[key] for key in waiting[:enough]]
+        due = [self.task.train[i] for i in waiting[:enough]]
         return [teach(LESSON, Group(p, ()), self.demonstration(p)) for p in due], waiting[enough:]
 
     def problems(self, step: int) -> list[Problem]:
@@ -288,7 +296,8 @@ class Trainer:
         try:
             return self.learner.update(groups, rate, method)
         except NotFinite as cause:
-            self.log.event("refused", step=step, cause=str(cause))
+            with suppress(OSError):  # the refusal is the news
+                self.log.event("refused", step=step, cause=str(cause))
             left = "goes back to the last checkpoint" if self.learner.torn else f"is as step {step - 1} left it"
             raise TrainingError(f"step {step} is refused, because {cause}. The policy {left}. "
                                 "Lower the learning rate, or look for numbers that overflow in the shaping.") from None
@@ -316,9 +325,9 @@ class Trainer:
         """The first step that has not asked for the gate yet."""
         return max(len(self.log.steps), self._begun) + 1
 
-    def _warn(self, gate: Gate) -> None:
+    def _warn(self, method: Method) -> None:
         """A gate that can't close says so once: here, and not in a thread whose words reach nobody."""
-        warn_of_size(gate, self.config.group_size - self.method.teacher_seats)
+        warn_of_size(method.gate, self.config.group_size - method.teacher_seats, replaces=method.seat == "replace")
 
     def _end_background(self) -> None:
         """Two threads would spoil a policy, or a folder, that they share."""
@@ -340,11 +349,12 @@ class Trainer:
         self.policy = replace(self.policy, threads=threads)  # as many as it began with: so it goes on bit for bit
         self._restore()
         if asked > log.planned:
-            log.event("extended", steps=asked)
-            log.path("evaluation.json").unlink(missing_ok=True)  # it was of the adapter that is trained on now
-        if len(log.steps) < log.planned:
+            self.note("extended", steps=asked)
+        if len(log.steps) < log.planned:  # the saved adapter and its figures are of a step that is trained on now
+            log.path("evaluation.json").unlink(missing_ok=True)
+            shutil.rmtree(log.path("adapter"), ignore_errors=True)
             gate, engine = here["method"]["gate"], here["versions"]["engine"]
-            log.event("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
+            self.note("resumed", **({} if gate == log.given_gate() else {"gate": gate}),
                       **({} if engine == log.manifest["versions"].get("engine", engine) else {"engine": engine}))
 
     def _restore(self) -> None:
@@ -359,6 +369,7 @@ class Trainer:
         with writing(folder):
             step, self.gate_state, self.waiting = found or (0, {}, [])
             self.log.rewind(step)
+        self._saved = step if found else -1
         if not found:
             self.save()
         self.learner.torn = False
@@ -375,26 +386,3 @@ class Driver(Protocol):
 
 in_background: dict[Trainer, Driver] = {}
 """Trainers whose steps are taken in another thread."""
-
-
-def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -> Trainer:
-    """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
-
-    `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
-    not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
-    folder holds no run, or one that is to take as many steps anyway.
-
-    >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
-    >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))
-    >>> next(begun).step
-    1
-    >>> [record.step for record in resume("run")]
-    [2]
-    """
-    log = RunLog.load(folder)
-    if steps is not None and steps <= log.planned:
-        raise ValueError(f"{folder} holds a run of {log.planned} steps already: to extend it, ask for more.")
-    manifest = log.manifest | {"method": log.manifest["method"] | {"gate": log.given_gate()}}
-    policy, task, method, config = rebuild(manifest)
-    config = replace(config, steps=steps or config.steps)
-    return Trainer(policy, task, method, config, folder=folder, resume=True, engine=engine)
