@@ -16,6 +16,7 @@ check: setup  ## style, types, the order of the rooms, links: under a minute
 test: setup  ## the tests: ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2
 
+# In two processes as well: each SmolLM2 then has one thread, and the whole takes less time.
 soak: setup .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site
 	@$(BIN)/python -m pytest -n 2 -m soak
 

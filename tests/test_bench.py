@@ -410,6 +410,14 @@ def test_a_run_is_asked_what_it_holds_out_and_models_beside_it_the_same(run, tmp
     assert [line["problem"] for line in lines[::2]] == [p.key for p in load_task("sums").heldout]
 
 
+def test_what_a_run_was_trained_on_is_said(run, tmp_path, capsys):
+    task = load_task("sums")
+    asked = [{"prompt": question(p), "answer": p.answer.split()[-1]} for p in (task.train[0], task.heldout[0])]
+    main(["bench", str(run), "--data", str(write(tmp_path / "e.jsonl", asked)), "--verifier", "last_number", "--samples", "1",
+          "--out", str(tmp_path / "out")])
+    assert "was trained on 1 of these 2 questions: they are no test of it" in capsys.readouterr().out
+
+
 def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
     before, after = bench(["tiny", str(run)], tmp_path, exam, samples=16, engine=TransformersEngine)
     assert read(tmp_path) != read(tmp_path, "mine").replace(b'"mine"', b'"tiny"')

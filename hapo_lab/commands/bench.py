@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hapo_lab.pictures.bench import report
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.scoring.bench import bench, run_questions
 from hapo_lab.scoring.contestants import Contestant, contestant
-from hapo_lab.scoring.questions import Questions, read_questions
+from hapo_lab.scoring.questions import Questions, read_questions, trained_on
+from hapo_lab.tasks.rebuilding import task_of_run
 from hapo_lab.tasks.verifiers import VERIFIERS
 
 
@@ -40,8 +42,17 @@ def _questions(args: argparse.Namespace, models: Sequence[Contestant]) -> Questi
         raise ValueError(f"--data needs --verifier: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION.")
     asked = read_questions(args.data, args.verifier, 64 if args.max_new_tokens is None else args.max_new_tokens,
                            columns_of(args.columns))
-    print("".join(f"{finding}\n" for finding in asked.findings), end="")
+    print("".join(f"{finding}\n" for finding in (*asked.findings, *_no_test(asked, models))), end="")
     return asked
+
+
+def _no_test(asked: Questions, models: Sequence[Contestant]) -> Iterator[str]:
+    """What to know of runs that learned from what they are asked."""
+    for run in models:
+        with suppress(ValueError):  # a task that can't be had any more
+            if run.manifest and (known := trained_on(asked, task_of_run(run.manifest))):
+                yield (f"note: {run.name} was trained on {known} of these {len(asked.problems)} questions: "
+                       "they are no test of it")
 
 
 def add_bench_options(p: argparse.ArgumentParser) -> None:

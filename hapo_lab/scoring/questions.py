@@ -11,6 +11,7 @@ from pathlib import Path
 from hapo_lab.reproducibility import disk, parts
 from hapo_lab.scoring.scores import ALL
 from hapo_lab.tasks.jsonl import Row, read_rows
+from hapo_lab.tasks.overlap import words_of
 from hapo_lab.tasks.problem import Problem, Task, Verifier
 from hapo_lab.tasks.tables import is_table, read_table
 from hapo_lab.tasks.verifiers import load_verifier
@@ -90,6 +91,12 @@ def held_out(tasks: dict[str, Task]) -> Questions:
             raise ValueError(f"{first} and {other} do not hold out the same problems: ask both those of a file (--data), or "
                              "one at a time.")
     return found[first]
+
+
+def trained_on(asked: Questions, task: Task) -> int:
+    """How many of the questions are training problems of a run's task: its answers to these are no test."""
+    known = {" ".join(words_of(p)) for p in task.train}
+    return sum(" ".join(words_of(p)) in known for p in asked.problems)
 
 
 def _asked(path: Path, verify: Verifier, columns: Mapping[str, str] | None, findings: list[str]) -> list[Row]:
