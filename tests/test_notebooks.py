@@ -103,6 +103,31 @@ def test_your_own_task_is_short_and_states_what_it_asserts():
     assert all(len(source.splitlines()) <= 12 for source in code_of(OWN_TASK))
 
 
+MATHEMATICS = ROOT / "notebooks" / "09_mathematics_on_one_gpu.ipynb"
+
+
+@pytest.mark.soak
+def test_mathematics_runs_from_top_to_bottom_in_small(monkeypatch, tmp_path):
+    """One step of two prompts, in shorter answers, where the lesson takes two of four. It asserts what it expects."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
+    notebook = nbformat.read(MATHEMATICS, as_version=4)
+    size, = [cell for cell in notebook.cells if '"smollm2-135m", 2, 4, 384, 2, 0' in cell.source]
+    size.source = size.source.replace('"smollm2-135m", 2, 4, 384, 2, 0', '"smollm2-135m", 1, 2, 320, 1, 0')
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(MATHEMATICS.parent)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert (tmp_path / "09_mathematics" / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_mathematics_is_short_and_states_what_it_asserts():
+    cells = nbformat.read(MATHEMATICS, as_version=4).cells
+    assert all(word in cells[0].source for word in ("**Afterwards you can explain**", "**Takes**", "**Needs**"))
+    expected = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Expected" in cell.source]
+    assert len(expected) == 6 and all("assert " in cells[i + 1].source + cells[i + 2].source for i in expected)
+    assert all(len(source.splitlines()) <= 12 for source in code_of(MATHEMATICS))
+
+
 def test_the_training_cell_is_at_most_ten_lines():
     notebook = nbformat.read(ROOT / "notebooks" / "05_train_live.ipynb", as_version=4)
     training, = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "for record in trainer" in cell.source]
