@@ -12,14 +12,20 @@ from hapo_lab.pictures.style import in_256_colours
 HERE = Path(__file__).resolve().parent
 
 
+def is_bar(output: nbformat.NotebookNode) -> bool:
+    """A progress bar, which a saved notebook would show as it was at first."""
+    return "%|" in output.get("data", {}).get("text/plain", "")
+
+
 def execute(path: Path) -> nbformat.NotebookNode:
     """The executed notebook. Widgets leave their last picture and a line of text: their state would break web viewers."""
     notebook = nbformat.read(path, as_version=4)
     metadata = dict(notebook.metadata)
     NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": str(HERE)}}).execute()
     notebook.metadata = nbformat.from_dict({k: v for k, v in metadata.items() if k != "widgets"})
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
+    for cell in filter(lambda cell: cell.cell_type == "code", notebook.cells):
+        cell["outputs"] = [output for output in cell.get("outputs", ()) if not is_bar(output)]
+        for output in cell["outputs"]:
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "image/png" in data:

@@ -71,7 +71,7 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
     rows = read_rows(path, verifier)
     train, held = _split(path, rows, heldout, seed)
     _refuse_leaks(path, rows, train, held)
-    source = {"file": str(path.absolute()), "sha256": parts.checksum(path), "heldout": heldout}
+    source = {"file": str(path.resolve()), "sha256": parts.checksum(path), "heldout": heldout}
     return Task(path.stem, tuple(train), tuple(held), verifier, max_new_tokens, source, seed)
 
 

@@ -156,7 +156,7 @@ def _lasting(source: str | Path) -> str:
     path, colon, split = str(source).partition(":")
     for name, more in ((str(source), ""), (path, colon + split)):
         if Path(name).exists():
-            return f"{Path(name).absolute()}{more}"
+            return f"{Path(name).resolve()}{more}"
     return str(source)
 
 
