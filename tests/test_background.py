@@ -256,7 +256,7 @@ def test_another_run_of_the_same_policy_takes_over(fresh, sums, tmp_path):
     run = run_in_background(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "one"), told)
     run.step()
     told.wait("paused", 1)
-    list(Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path / "two"))
+    list(Trainer(fresh, sums, HAPO, SMALL))
     assert told.states[-1] == ("stopped", 1) and len(RunLog.load(tmp_path / "one").steps) == 1
 
 
