@@ -113,7 +113,7 @@ def test_mathematics_runs_from_top_to_bottom_in_small(monkeypatch, tmp_path):
     monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
     notebook = nbformat.read(MATHEMATICS, as_version=4)
     size, = [cell for cell in notebook.cells if '"smollm2-135m", 2, 4, 384, 2, 0' in cell.source]
-    size.source = size.source.replace('"smollm2-135m", 2, 4, 384, 2, 0', '"smollm2-135m", 1, 2, 320, 1, 0')
+    size.source = size.source.replace('"smollm2-135m", 2, 4, 384, 2, 0', '"smollm2-135m", 1, 2, 240, 1, 0')
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(MATHEMATICS.parent)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
