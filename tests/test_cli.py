@@ -173,3 +173,8 @@ def test_a_task_file_that_is_not_complete_gets_one_sentence(tmp_path, arguments,
         main(["train", str(tmp_path / "run"), *arguments])
     assert str(stopped.value).startswith(f"hapo_lab: {sentence}")
     assert not (tmp_path / "run").exists()
+
+
+def test_room_for_an_answer_is_refused_where_a_task_brings_its_own(tmp_path):
+    with pytest.raises(SystemExit, match="task 'sums' brings its own room for an answer: leave out --max-new-tokens"):
+        main(["train", str(tmp_path / "run"), "--model", "tiny", "--max-new-tokens", "99"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import PROBLEM, teach_alone
 
-from hapo_lab.baselines import AMPO, CHORD_PHI, HPT, RELIFT, RLOO
+from hapo_lab.baselines import AMPO, CHORD, CHORD_PHI, DAPO, HPT, RELIFT, RLOO, SFT_THEN_GRPO
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import AlwaysGate, HardGate, NeverGate, RunningGate, StepAnnealedGate, SuccessAnnealedGate, ThompsonGate
 from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
 from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.theory.exact_gradient import expected_gradient, learning_curve, teacher_margin
+from hapo_lab.theory.exact_gradient import _one_teacher, expected_gradient, learning_curve, teacher_margin
 
 pytestmark = pytest.mark.filterwarnings("ignore:BetaGate")
 
@@ -326,3 +326,9 @@ def test_wrong_input_is_one_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("method", "part"), [(DAPO, "redraws"), (SFT_THEN_GRPO, "then"), (CHORD, "a decay")])
+def test_what_the_theory_does_not_hold_is_refused(method, part):
+    with pytest.raises(ValueError, match=f"has .*{part}.*, which the exact theory does not hold"):
+        _one_teacher(method, np.zeros(9))

@@ -418,3 +418,11 @@ def test_impossible_counts_are_refused(method, s, n):
 def test_a_rate_outside_zero_to_one_is_refused(mu):
     with pytest.raises(ValueError, match=r"success rate lies outside \[0, 1\]"):
         injection_probability(mu, 8, BetaGate())
+
+
+def test_a_seat_beside_the_students_erases_nothing_and_is_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_size(BetaGate(1, 1, 0.77), 4, replaces=False)
+    with pytest.warns(UserWarning, match="replaces the group's only failure"):
+        warn_of_size(BetaGate(1, 1, 0.77), 4)

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from hapo_lab.tasks.builtin import TASKS, iso_date, json_record, load_task, sums
-from hapo_lab.tasks.problem import Problem, Task, Verdict, question
+from hapo_lab.tasks.problem import Problem, Task, Verdict, leaks, question
 from hapo_lab.tasks.verifiers import verify_end, verify_iso_date, verify_json_record
 
 every_task = pytest.mark.parametrize("name", TASKS)
@@ -190,3 +190,10 @@ def test_the_two_forms_ask_for_the_same_sums():
     forms = [load_task(name, 3) for name in ("sums", "sums_short")]
     assert [p.messages for p in forms[0].train] == [p.messages for p in forms[1].train]
     assert [p.demonstration.replace("Answer:", "A:") for p in forms[0].train] == [p.demonstration for p in forms[1].train]
+
+
+def test_questions_in_other_letters_are_found_too():
+    held = Problem("a", ({"role": "user", "content": "求 三 与 四 之和"},), "7")
+    told = Problem("b", ({"role": "user", "content": "先看：求 三 与 四 之和。"},), "7")
+    other = Problem("c", ({"role": "user", "content": "求 五 与 四 之和"},), "9")
+    assert leaks([told, other], [held]) == [(held, told)]
