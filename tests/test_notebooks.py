@@ -40,15 +40,28 @@ def checked_in(path) -> list[str]:
     return [name for source in code_of(path) for name in re.findall(r"exercises\.(\w+)\(", source)]
 
 
+@pytest.fixture
+def outputs_of(monkeypatch, tmp_path):
+    """A notebook's path, and a text to replace in it with another -> what it puts out, run from top to bottom; its runs lie in
+    `tmp_path`. Without an error."""
+    def execute(path, text="", other=""):
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells if text else ():
+            cell.source = cell.source.replace(text, other)
+        NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}}).execute()
+        outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+        assert not [o for o in outputs if o.output_type == "error"]
+        return outputs
+    return execute
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("path", [*LESSONS, SOLUTIONS], ids=lambda p: p.stem)
-def test_a_lesson_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], "an error, or a warning"
+def test_a_lesson_runs_from_top_to_bottom(path, outputs_of):
+    outputs = outputs_of(path)
+    assert not [o for o in outputs if o.get("name") == "stderr"], "a warning"
     assert all("Not yet" not in str(o) for o in outputs)
     marks = [o.data["text/plain"] for o in outputs if o.output_type == "execute_result" and o.data["text/plain"][0] in "✓…"]
     assert len(marks) == len(checked_in(path)), "each exercise says something"
@@ -83,14 +96,9 @@ OWN_TASK = ROOT / "notebooks" / "08_your_own_task.ipynb"
 
 
 @pytest.mark.soak
-def test_your_own_task_runs_from_top_to_bottom(monkeypatch, tmp_path):
+def test_your_own_task_runs_from_top_to_bottom(outputs_of, tmp_path):
     """It asserts what it expects."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
-    notebook = nbformat.read(OWN_TASK, as_version=4)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(OWN_TASK.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], "an error, or a warning"
+    assert not [o for o in outputs_of(OWN_TASK) if o.get("name") == "stderr"], "a warning"
     assert (tmp_path / "08_your_own_task" / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
@@ -106,17 +114,14 @@ def test_your_own_task_is_short_and_states_what_it_asserts():
 MATHEMATICS = ROOT / "notebooks" / "09_mathematics_on_one_gpu.ipynb"
 
 
+SIZE = '"smollm2-135m", 2, 4, 384, 2, 0'
+
+
 @pytest.mark.soak
-def test_mathematics_runs_from_top_to_bottom_in_small(monkeypatch, tmp_path):
+def test_mathematics_runs_from_top_to_bottom_in_small(outputs_of, tmp_path):
     """One step of two prompts, in shorter answers, where the lesson takes two of four. It asserts what it expects."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path))
-    notebook = nbformat.read(MATHEMATICS, as_version=4)
-    size, = [cell for cell in notebook.cells if '"smollm2-135m", 2, 4, 384, 2, 0' in cell.source]
-    size.source = size.source.replace('"smollm2-135m", 2, 4, 384, 2, 0', '"smollm2-135m", 1, 2, 240, 1, 0')
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(MATHEMATICS.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error"]
+    assert sum(SIZE in source for source in code_of(MATHEMATICS)) == 1
+    outputs_of(MATHEMATICS, SIZE, '"smollm2-135m", 1, 2, 240, 1, 0')
     assert (tmp_path / "09_mathematics" / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 

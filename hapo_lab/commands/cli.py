@@ -104,7 +104,7 @@ def _part_name(name: str) -> str:
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
     """By name, from a file of one's own, or from a published table."""
-    room = args.max_new_tokens or ROOM
+    room = ROOM if args.max_new_tokens is None else args.max_new_tokens
     table = args.columns or args.test or (name not in TASKS and is_table(name))
     if args.task_arg and (table or name.endswith(".jsonl")):
         raise ValueError(f"task {name!r} takes no --task-arg: leave it out.")
@@ -117,9 +117,9 @@ def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
         return load_jsonl(name, _verifier(args), room, heldout=args.heldout, seed=seed)
     if args.verifier:
         raise ValueError(f"task {name!r} brings its own verifier: leave out --verifier.")
-    if name.startswith(PREFIX) and args.max_new_tokens:
+    if name.startswith(PREFIX) and args.max_new_tokens is not None:
         return load_task(name, seed, max_new_tokens=args.max_new_tokens, **dict(args.task_arg))
-    if args.max_new_tokens:
+    if args.max_new_tokens is not None:
         raise ValueError(f"task {name!r} brings its own room for an answer: leave out --max-new-tokens.")
     return load_task(name, seed, **dict(args.task_arg))
 
@@ -158,7 +158,7 @@ def demonstrate(args: argparse.Namespace) -> None:
         room, given, verify = ROOM, args.file, load_verifier(_verifier(args))
         out = args.file.with_suffix(".demonstrated.jsonl")
     job = Demonstrations(given, args.out or out, verify, args.model, args.samples)
-    sampling = Sampling(args.max_new_tokens or room, args.temperature)
+    sampling = Sampling(room if args.max_new_tokens is None else args.max_new_tokens, args.temperature)
     try:
         if job.pending:
             batches = job.sample(load_policy(args.model), sampling, seed=args.seed)
@@ -185,8 +185,9 @@ def plan(args: argparse.Namespace) -> None:
     usual_task, _ = USUAL.get(asked.model, ("json_record", None))
     name = asked.task or usual_task
     named = name in TASKS or name.startswith(PREFIX)
-    usual_room = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else ROOM
-    plan_recipe(args, Job(shape_of(asked.model), _config(asked), asked.max_new_tokens or usual_room, args.prompt_tokens,
+    room = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else ROOM
+    room = room if asked.max_new_tokens is None else asked.max_new_tokens
+    plan_recipe(args, Job(shape_of(asked.model), _config(asked), room, args.prompt_tokens,
                           quantize=not asked.no_quantize, rank=asked.rank))
 
 
