@@ -35,6 +35,8 @@ class Learner:
     def __init__(self, policy: Policy, method: Method, config: Config, sampling: Sampling):
         self.policy, self.method, self.config, self.sampling = policy, method, config, sampling
         self.parameters = policy.trainable()
+        for parameter in self.parameters:  # made among a pass's large tensors, these small ones would keep its memory in pieces
+            parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         self.scaler = self._new_scaler()
         """In float16 a token's share of a large batch's gradient would be 0: the loss is scaled up, and the gradients down."""
@@ -79,7 +81,7 @@ class Learner:
                 before[i], figures, again = self._optimizer_step(*one, before[i])
                 found.append(figures)
                 skipped += again
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         return cast(list[Read], before), {key: _known_mean([figures[key] for figures in found]) for key in found[0]} | {
             "skipped": skipped}
 
@@ -119,7 +121,7 @@ class Learner:
     def _backward(self, batch: Batch, packs: list[list[int]],
                   old_logp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Gradients of the loss, pack by pack. Returns (B, T) log-probs and entropies, and the teacher's share."""
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         logp, entropy = torch.zeros(batch.token_mask.shape), torch.zeros(batch.token_mask.shape)
         teacher_gradient = None
         for pack in packs:
@@ -174,12 +176,12 @@ class Learner:
 
     def _gradient(self) -> torch.Tensor:
         """All parameters' gradients, as one vector."""
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
+        return torch.cat([cast(torch.Tensor, p.grad).flatten() for p in self.parameters])
 
     def _refuse_unless_finite(self, batch: Batch, logp: torch.Tensor, loss: float, grad_norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         bad = (~logp.isfinite() & batch.trained).any(1)
         raise NotFinite(f"the log-probabilities of rollout {int(bad.nonzero()[0])} of this batch are not finite" if bad.any()
                         else f"the loss is {loss}" if not math.isfinite(loss)
