@@ -116,6 +116,14 @@ def test_a_minibatch_of_the_teachers_alone_leaves_the_clip_fraction_known(fresh,
     assert 0 <= figures["clip_fraction"] <= 1
 
 
+def test_gradients_keep_their_memory_and_are_zero_between_updates(fresh, sums):
+    learner = Learner(fresh, HAPO, CONFIG, Sampling(16))
+    places = [p.grad.data_ptr() for p in learner.parameters]
+    _, (seen,) = gradients_of(learner, taught(HAPO, sampled(moved(fresh), sums)))
+    assert any(gradient.any() for gradient in seen) and not any(p.grad.any() for p in learner.parameters)
+    assert [p.grad.data_ptr() for p in learner.parameters] == places
+
+
 def test_demonstrations_updated_on_apart_are_the_teachers_share():
     update = {"updated": True, "grad_norm": 3.0, "tokens_trained": 5, "teacher_logp": None, "teacher_share": 0.0, "loss": 1.0}
     both = with_lessons(update | {"skipped": 1}, update | {"grad_norm": 1.0, "teacher_logp": -0.5, "teacher_share": 1.0})
