@@ -1,13 +1,14 @@
 """Recipes, and what a training needs before it starts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hapo_lab.commands.cli import USUAL, main, parser
 from hapo_lab.commands.plan import GIB, Job, hours, memory_table, misfits
-from hapo_lab.policy.memory import PROCESS, activations, row_bytes
+from hapo_lab.policy.memory import PIECES, PROCESS, activations, row_bytes
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.policy.rates import Rates
 from hapo_lab.training.config import TINY, Config
@@ -95,14 +96,16 @@ def test_a_completion_above_the_token_budget_is_checkpointed():
     long = Job(JOB.shape, Config(token_budget=512), new_tokens=2048, gpu=True)
     assert long.needs(0).activations == activations(JOB.shape, 2304, 2, checkpoint=True) and long.needs(0).process == 0
     assert "2304 tokens, each layer computed twice" in "\n".join(memory_table(long, 80 * GIB))
-    assert JOB.needs(0).activations == activations(JOB.shape, 512, 4)
+    assert JOB.needs(0).activations == int(PIECES * activations(JOB.shape, 512, 4))
+    cpu = replace(long, gpu=False)
+    assert cpu.needs(0).activations == activations(JOB.shape, 2304, 4, checkpoint=True)  # which leaves no pieces
 
 
 def test_what_does_not_fit_is_named_with_the_number_to_change():
     assert misfits(JOB, 4 * GIB) == []
     rollouts, update = misfits(JOB, GIB)
-    assert rollouts.startswith("rollouts do not fit: 1.3 GiB") and "fewer max_new_tokens" in rollouts
-    assert update.startswith("the update does not fit: 1.7 GiB") and "a smaller token_budget than 512" in update
+    assert rollouts.startswith("rollouts do not fit: 1.1 GiB") and "fewer max_new_tokens" in rollouts
+    assert update.startswith("the update does not fit: 1.8 GiB") and "a smaller token_budget than 512" in update
     with pytest.raises(SystemExit, match="the update does not fit"):
         main(["plan", str(ROOT / "recipes" / "h100-qwen2.5-math-7b.toml"), "--memory", "10"])
 

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from hapo_lab.commands.cli import main
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling
-from hapo_lab.engines.transformers_engine import TransformersEngine
+from hapo_lab.engines.transformers_engine import TransformersEngine, _GrowingLayer
 from hapo_lab.methods import GRPO
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.memory import Shape, row_bytes
@@ -57,6 +57,21 @@ def test_what_is_sampled_does_not_depend_on_how_many_rows_the_memory_holds(moved
     assert (trainers(moved, prompts, other, 6.0) - engines(other)).abs().max() < 1e-5
     lengths = [len(c.ids) for group in one for c in group]
     assert min(lengths) <= 8 < 24 < max(lengths)
+
+
+def test_an_answers_keys_are_copied_as_often_as_its_length_doubles_and_never_have_room_for_more_than_asked():
+    layer, new = _GrowingLayer(longest=100), torch.randn(2, 1, 4, 100, 3)
+    places, most = set(), 0
+    for start, end in [(0, 5)] + [(i, i + 1) for i in range(5, 50)]:
+        keys, values = layer.update(*new[..., start:end, :])
+        places.add(keys.data_ptr())
+        most = max(most, layer.rooms[0].shape[2])
+    layer.batch_repeat_interleave(2)
+    layer.batch_select_indices(torch.tensor([1]))
+    for i in range(50, 100):
+        keys, values = layer.update(*new[..., i:i + 1, :])
+    assert layer.get_seq_length() == layer.rooms[0].shape[2] == 100 and most < 100 and len(places) == 4  # 10, 20, 40, 80
+    assert torch.equal(keys, new[0]) and torch.equal(values, new[1])
 
 
 @both_modes

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 from hapo_lab.engines.protocol import Completion, EngineError, Sampling, completion
 from hapo_lab.policy.decoder import Model
 from hapo_lab.policy.memory import Shape, memory_available, row_bytes
 from hapo_lab.policy.policy import Policy
-from hapo_lab.policy.weights import dequantised_weight, is_quantized
+from hapo_lab.policy.weights import dequantised_weight, is_quantized, shape_of
 
 TIDY = 64
 """Tokens after which what has ended leaves its batch: short answers never pay for the copy of the cache."""
@@ -63,9 +64,10 @@ class TransformersEngine:
     def sync(self) -> None:
         """See `Engine`: the copy's adapted layers get the policy's weights, dequantised."""
         for name, lora in self._copied():
-            weight = dequantised_weight(lora)
+            weight = torch.empty(shape_of(lora.get_base_layer().weight), dtype=self.model.dtype, device=self.model.device)
+            weight.copy_(dequantised_weight(lora))  # into memory of before: after it, what is unpacked leaves holes between
             if self.merged:
-                weight = weight + lora.get_delta_weight("default")
+                weight += lora.get_delta_weight("default")
             self._put(name, weight)
 
     def sleep(self) -> None:
@@ -111,7 +113,7 @@ class TransformersEngine:
         ends, device = torch.tensor(self.policy.ends, device=self.model.device), self.model.device
         ids = _padded([torch.tensor(prompt) for prompt in prompts]).to(device)
         mask = _padded([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]).to(device)
-        cache = DynamicCache(config=self.model.config)
+        cache = _cache(self.model.config, ids.shape[1] + sampling.max_new_tokens)
         if ids.shape[1] > 1:  # all but the last token, once a prompt
             self._read(ids[:, :-1], mask[:, :-1], cache)
             cache.batch_repeat_interleave(n)
@@ -143,6 +145,50 @@ class TransformersEngine:
         """A row that ended went on with the others: what comes after its end is no part of it."""
         length = next((i for i, token in enumerate(ids, 1) if token in self.policy.ends), len(ids))
         return completion(self.policy, ids[:length], logps[:length])
+
+
+class _GrowingLayer(DynamicLayer):
+    """A layer's keys and values, (B, heads, T, D) each, with room for more tokens: at most `longest`.
+
+    transformers' own layer copies all of them for each token, which takes the square of an answer's length.
+    """
+
+    def __init__(self, longest: int):
+        super().__init__()
+        self.longest = longest
+        self.rooms: list[torch.Tensor] = []
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any,
+               **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values, the new ones last."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new, held = (key_states, value_states), self.get_seq_length()
+        length = held + key_states.shape[-2]
+        if not self._has_room(length):
+            old = (self.keys, self.values)
+            self.rooms = [x.new_empty(*x.shape[:2], min(2 * length, self.longest), x.shape[-1]) for x in new]
+            if held:
+                self._put(0, held, old)
+        self._put(held, length, new)
+        self.keys, self.values = (room[:, :, :length] for room in self.rooms)
+        return self.keys, self.values
+
+    def _put(self, start: int, end: int, pair: tuple[Any, Any]) -> None:
+        for room, x in zip(self.rooms, pair, strict=True):
+            room[:, :, start:end] = x
+
+    def _has_room(self, length: int) -> bool:
+        """False too where rows have been repeated or selected: then keys and values lie elsewhere."""
+        keys: Any = self.keys
+        return bool(self.rooms) and self.rooms[0].data_ptr() == keys.data_ptr() and self.rooms[0].shape[2] >= length
+
+
+def _cache(config: PreTrainedConfig, longest: int) -> DynamicCache:
+    """Empty; a layer that forgets (a window's, a state's) stays transformers'."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_GrowingLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

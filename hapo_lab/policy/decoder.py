@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from hapo_lab.policy.allocator import large_tensors_apart
+
 Model = Any
 """A `PeftModel` or a transformers causal language model. (Both hand on attributes that their types don't tell.)"""
 LAYERS = {"full_attention", "sliding_attention"}
@@ -142,6 +144,8 @@ def drop_dropout(model: torch.nn.Module) -> None:
 def checkpointing(model: Model) -> Iterator[None]:
     """A forward pass in here keeps each layer's input for the backward pass, and computes the rest of the layer again then."""
     lm = causal_lm(model)
+    if lm.device.type == "cpu":
+        large_tensors_apart()
     training = lm.training
     lm.train()  # transformers' layers ask for it; dropout is 0 in either mode
     lm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -10,8 +10,11 @@ from transformers import PreTrainedConfig
 
 CHUNK = 256
 """Tokens whose logits exist at one time."""
-PROCESS = 700 * 2**20
-"""Bytes that a process takes whatever the model: Python, its libraries, and what the allocator keeps."""
+PROCESS = 470 * 2**20
+"""Bytes that a process takes whatever the model: Python and its libraries."""
+PIECES = 1.4
+"""On a CPU a pass takes so many times what it keeps: what it has freed lies between, in pieces too small to be of use. A pass
+with checkpoints gives it back (see `allocator`)."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,10 @@ def needs(shape: Shape, *, quantize: bool = True, rank: int = 16, width: int = 4
     True
     """
     weights = (0.53 if quantize else width) * shape.linear + width * shape.other
+    pieces = PIECES if copied and not checkpoint else 1
     return Needs(int(weights), 16 * rank * shape.lora_width, width * shape.linear if copied else 0,
                  rows * row_bytes(shape, length, width),
-                 activations(shape, tokens, width, checkpoint), process)
+                 int(pieces * activations(shape, tokens, width, checkpoint)), process)
 
 
 def row_bytes(shape: Shape, length: int, width: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from transformers import (
     GgufConfig,
 )
 
-from hapo_lab.policy import agreement, chat, decoder
+from hapo_lab.policy import agreement, allocator, chat, decoder
 from hapo_lab.policy.memory import PROCESS, Shape, memory_available, needs
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import worth_threads
@@ -160,15 +159,9 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
             parameter.data = parameter.data.float()
     decoder.drop_dropout(model)
     agreement.verify(model, name)
-    _give_memory_back()
+    allocator.give_back()
     return Policy(name, model, tokenizer, quantize, ends, template, plain, seed if adapter is None else None,
                   Path(adapter).absolute() if adapter else None, worth_threads(known))
-
-
-def _give_memory_back() -> None:
-    """What loading has freed: glibc would keep it, a quarter of a GiB of SmolLM2's. Other C libraries have no such call."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_gradients_right(model: torch.nn.Module) -> None:

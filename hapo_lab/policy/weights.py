@@ -13,6 +13,11 @@ def is_quantized(parameter: Any) -> bool:
     return hasattr(parameter, "quant_state")
 
 
+def shape_of(parameter: Any) -> torch.Size:
+    """Of a parameter's values."""
+    return parameter.quant_state.shape if is_quantized(parameter) else parameter.shape
+
+
 def dequantised_weight(layer: LoraLayer) -> torch.Tensor:
     """The base weight of a LoRA layer as the layer computes with it; its own memory where it is not quantized."""
     return dequantised(layer.get_base_layer().weight)
