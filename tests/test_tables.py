@@ -288,6 +288,27 @@ def test_which_names_are_tables():
     assert [tables.is_table(name) for name in ("sums", "x.jsonl", "dir/x.jsonl", str(Path(__file__)))] == [False] * 4
 
 
+@pytest.mark.parametrize(("row", "table"), [
+    ({"prompt": "1 + 1?", "answer": "2"}, False), ({"prompt": "1 + 1?"}, False), ({"problem": "1 + 1?", "solution": "2"}, True),
+    ({"prompt": "1 + 1?", "solution": "2"}, True), ({"prompt": [], "reward_model": {"ground_truth": "2"}}, True), ({}, False)])
+def test_jsonl_is_a_table_where_its_columns_have_others_names(tmp_path, row, table):
+    """A file of one's own that lacks a field is none: it is read strictly, and refused with the line."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\nno object\n{json.dumps(row)}\n")
+    assert tables.is_table(str(path)) is table
+    path.write_bytes(b"\xff")
+    assert not tables.is_table(str(path))
+
+
+def test_luffys_layout_in_jsonl_is_trained_on_and_asked_without_a_word_about_columns(tmp_path, capsys):
+    path = jsonl(tmp_path / "luffy.jsonl", [luffy_row(a, b, [right(a, b)]) for a, b in NUMBERS])
+    main(["train", str(tmp_path / "run"), "--model", "tiny", "--task", str(path), "--verifier", "math",
+          "--max-new-tokens", "48", "--steps", "1", "--prompts", "2", "--eval-every", "0"])
+    assert f"{path}: 10 rows, 10 problems, 10 with a demonstration" in capsys.readouterr().out
+    asked = read_questions([path], "math", 48)
+    assert len(asked.problems) == 10 and asked.sources[0] == "openr1"
+
+
 # the kit's own table -----------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hapo_lab.commands.options import add_columns_option, add_engine_option, add_template_option, columns_of
+from hapo_lab.commands.options import ROOM, add_columns_option, add_engine_option, add_template_option, columns_of
 from hapo_lab.pictures.bench import report
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.scoring.bench import bench, run_questions
@@ -40,10 +40,15 @@ def _questions(args: argparse.Namespace, models: Sequence[Contestant]) -> Questi
         return asked if args.max_new_tokens is None else replace(asked, max_new_tokens=args.max_new_tokens)
     if not args.verifier:
         raise ValueError(f"--data needs --verifier: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION.")
-    asked = read_questions(args.data, args.verifier, 64 if args.max_new_tokens is None else args.max_new_tokens,
+    asked = read_questions(args.data, args.verifier, _room(models) if args.max_new_tokens is None else args.max_new_tokens,
                            columns_of(args.columns))
     print("".join(f"{finding}\n" for finding in (*asked.findings, *_no_test(asked, models))), end="")
     return asked
+
+
+def _room(models: Sequence[Contestant]) -> int:
+    """Tokens for an answer, where nobody says how many: as many as the most that a run had."""
+    return max((run.manifest["problems"]["max_new_tokens"] for run in models if run.manifest), default=ROOM)
 
 
 def _no_test(asked: Questions, models: Sequence[Contestant]) -> Iterator[str]:
@@ -65,7 +70,8 @@ def add_bench_options(p: argparse.ArgumentParser) -> None:
                         "default: what the runs hold out")
     add_columns_option(p)
     p.add_argument("--verifier", help=f"of the files: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
-    p.add_argument("--max-new-tokens", type=int, help="where an answer is cut; default: the run's, or 64 with --data")
+    p.add_argument("--max-new-tokens", type=int, help="where an answer is cut; default: the run's, "
+                   f"the most that one of several has; {ROOM} without a run")
     p.add_argument("--samples", type=int, default=32, help="of each problem; default: 32")
     p.add_argument("--temperature", type=float, default=0.6, help="default: 0.6")
     p.add_argument("--seed", type=int, default=0, help="default: 0")

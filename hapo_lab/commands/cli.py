@@ -18,7 +18,14 @@ from hapo_lab.commands.doctor import report as report_findings
 from hapo_lab.commands.experiment import add_experiment_commands
 from hapo_lab.commands.lessons import lessons
 from hapo_lab.commands.model_doctor import findings as model_findings
-from hapo_lab.commands.options import add_columns_option, add_engine_option, add_task_option, add_template_option, columns_of
+from hapo_lab.commands.options import (
+    ROOM,
+    add_columns_option,
+    add_engine_option,
+    add_task_option,
+    add_template_option,
+    columns_of,
+)
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
 from hapo_lab.commands.recipe import read_recipe
 from hapo_lab.commands.report import report, report_run
@@ -49,8 +56,6 @@ from hapo_lab.training.trainer import Trainer
 
 USUAL = {"tiny": ("sums", TINY)}
 """A model's own task and config, where these are not the main job's."""
-ROOM = 64
-"""Tokens for a right completion, of a task file."""
 
 
 def train(args: argparse.Namespace) -> None:

@@ -8,6 +8,9 @@ from contextlib import suppress
 
 from hapo_lab.engines.choice import ENGINES
 
+ROOM = 64
+"""Tokens for a right completion, of a task file."""
+
 
 def add_engine_option(p: argparse.ArgumentParser) -> None:
     """What samples."""

@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,23 @@ SHOWN = 3
 
 
 def is_table(name: str) -> bool:
-    """Whether the name of a task is that of a published table: Parquet, a folder, or a data set of the hub.
+    """Whether the name of a task is that of a published table: Parquet, a folder, a data set of the hub, or JSONL in which
+    prompt or answer have other names than the kit's.
 
     >>> is_table("open-r1/OpenR1-Math-220k"), is_table("data/mine.jsonl"), is_table("sums")
     (True, False, False)
     """
     path = Path(name)
     on_hub = bool(HUB.fullmatch(name)) and path.suffix != ".jsonl" and not path.exists()
-    return on_hub or path.is_dir() or path.suffix == ".parquet"
+    return on_hub or path.is_dir() or path.suffix == ".parquet" or (path.suffix == ".jsonl" and _has_others_columns(path))
+
+
+def _has_others_columns(path: Path) -> bool:
+    with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
+        row = next(filter(None, map(_object, filter(str.strip, file))), {})
+        needed = ("prompt", "answer")
+        return not row.keys() >= set(needed) and all(any(_has(row, place) for place in COLUMNS[name]) for name in needed)
+    return False
 
 
 def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, *, columns: Mapping[str, str] | None = None,
@@ -178,12 +188,16 @@ def _numbered(source: str | Path) -> Iterator[tuple[str, dict]]:
 def _lines(path: Path) -> Iterator[dict]:
     """Of a JSONL file; a line that is no object has no columns."""
     with path.open(encoding="utf-8-sig") as file:
-        for line in filter(str.strip, file):
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError:
-                fields = {}
-            yield fields if isinstance(fields, dict) else {}
+        yield from map(_object, filter(str.strip, file))
+
+
+def _object(line: str) -> dict:
+    """{} for a line that holds none."""
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _data_set(source: str) -> Iterator[dict]:
