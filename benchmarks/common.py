@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+os.environ.setdefault("HAPO_LAB_DTYPE", "float32")  # what the tables were measured in; before any model is loaded
+
 from hapo_lab.engines.protocol import Engine
 from hapo_lab.tasks.problem import Task, Verdict
 

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO, HAPO
-from hapo_lab.policy.models import compute_dtype, default_device, load_policy
-from hapo_lab.policy.rates import Rates, measured
+from hapo_lab.policy.models import default_device, load_policy
+from hapo_lab.policy.rates import Rates, compute_dtype, measured
 from hapo_lab.reproducibility.kit import DATA
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.tasks.builtin import load_task
@@ -63,7 +63,7 @@ def step(shape: Shape, device: torch.device, card: Rates) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(shape.config(), dtype=compute_dtype(device))
+            model = AutoModelForCausalLM.from_config(shape.config(), dtype=compute_dtype(device, shape.hidden))
         model.save_pretrained(folder)
         del model
         for file in (DATA / "tiny").glob("*token*"):
@@ -113,10 +113,11 @@ def main(out: Path | None, dry: bool) -> None:
     if device.type != "cuda" and not dry:
         sys.exit("benchmarks/gpu.py: there is no GPU here; --dry tries the program on a CPU.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (dry run: no figure of it means anything)"
-    card = measured(device, 256 if dry else None)
+    shapes = DRY if dry else SHAPES
+    card = measured(device, compute_dtype(device, shapes[0].hidden), 256 if dry else None)
     print(f"{name}, torch {torch.__version__}: {card.flops / 1e12:.1f} TFLOP/s, {card.bytes_per_second / 1e9:.0f} GB/s")
     found = {"machine": {"device": name, "torch": torch.__version__}, "card": asdict(card), "shapes": {}, "tiny": None}
-    for shape in DRY if dry else SHAPES:
+    for shape in shapes:
         try:
             figures = step(shape, device, card)
         except torch.cuda.OutOfMemoryError as error:

@@ -1,11 +1,11 @@
 """How near a training step comes to what this machine can do, by phase, and where the rest goes.
 
-    python benchmarks/limit.py [--steps 3] [--out results/limit.json]     # three minutes on two cores
+    python benchmarks/limit.py [--steps 3] [--out results/limit.json]     # four minutes on two cores
 
 First the machine: a product of matrices of the main job's size, in float32 and bfloat16, on one thread and on all; and a copy
 in memory. Then steps of the main job's shape (SmolLM2-135M in 4 bits, 4 prompts x 8 completions x 24 tokens, every group
-mixed), one more under a profiler. A phase's limit is the time that its reading of the weights or its arithmetic takes at those
-rates, whichever is more. Arithmetic counts linear layers and head alone.
+mixed), in both dtypes by turns; and one more of each under a profiler. A phase's limit is the time that its reading of the
+weights or its arithmetic takes at those rates, whichever is more. Arithmetic counts linear layers and head alone.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from hapo_lab.training.config import Config
 from hapo_lab.training.trainer import Trainer
 
 MODEL, PROMPTS, GROUP, NEW = "smollm2-135m", 4, 8, 24
+WIDTHS = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number, by the dtype that models compute in."""
 ROWS, INNER, OUTER = 512, 576, 1536  # tokens of a pass, and the two widths of the model's MLP
 
 
@@ -56,13 +58,14 @@ def rates() -> dict[str, dict[str, float]]:
     return found
 
 
-def limits(prompt_tokens: int, flops: float, bytes_per_second: float) -> dict[str, float]:
-    """Seconds that a step's phases take at least: `prompt_tokens` of all prompts, each read once a phase."""
+def limits(prompt_tokens: int, width: int, flops: float, bytes_per_second: float) -> dict[str, float]:
+    """Seconds that a step's phases take at least: `prompt_tokens` of all prompts, each read once a phase, and numbers of so
+    many bytes."""
     shape = shape_of(MODEL)
     layers, head, rows = shape.linear, shape.vocabulary * shape.hidden, PROMPTS * GROUP
     tokens = rows * NEW
     # a token reads all weights once, for all rows; the prompts are read at once
-    a_token = max(4 * (layers + head) / bytes_per_second, 2 * (layers + head) * rows / flops)
+    a_token = max(width * (layers + head) / bytes_per_second, 2 * (layers + head) * rows / flops)
     rollout = 2 * layers * prompt_tokens / flops + NEW * a_token
     # forward, and backward to the inputs, because the weights are frozen; the head's gradient is computed with its logits
     update = (4 * layers * (prompt_tokens + tokens) + 4 * head * tokens) / flops
@@ -78,6 +81,14 @@ def spent(work) -> list[tuple[str, float]]:
     return [(row.key, row.self_cpu_time_total / whole) for row in rows[:10]]
 
 
+def trainer(dtype: str, steps: int) -> tuple[Trainer, int]:
+    """One of the main job's shape, and the tokens of its prompts."""
+    policy, task = load_policy(MODEL, dtype=dtype), mixed(load_task("json_record"), PROMPTS, NEW)
+    config = Config(steps=steps, prompts=PROMPTS, group_size=GROUP, learning_rate=1e-5, warmup=0, eval_every=0)
+    made = Trainer(policy, task, GRPO, config, engine=WholeCompletions(TransformersEngine(policy)))
+    return made, sum(len(prompt_ids(policy, p)) for p in task.train)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,21 +97,20 @@ def main() -> None:
     asked = parser.parse_args()
     can = rates()
     best = can[f"{torch.get_num_threads()} threads"]
-    policy, task = load_policy(MODEL), mixed(load_task("json_record"), PROMPTS, NEW)
-    config = Config(steps=asked.steps + 2, prompts=PROMPTS, group_size=GROUP, learning_rate=1e-5, warmup=0, eval_every=0)
-    trainer = Trainer(policy, task, GRPO, config, engine=WholeCompletions(TransformersEngine(policy)))
-    least = limits(sum(len(prompt_ids(policy, p)) for p in task.train), 1e9 * best["float32"], 1e9 * best["copy"])
-    steps = iter(trainer)
-    next(steps)  # warm
-    seconds = [next(steps).seconds for _ in range(asked.steps)]
-    phases = {phase: {"seconds": (s := statistics.median(row[phase] for row in seconds)), "at least": low, "share": low / s}
-              for phase, low in least.items()}
-    where = spent(lambda: next(steps))
+    trainers = {dtype: trainer(dtype, asked.steps + 2) for dtype in WIDTHS}
+    steps = {dtype: iter(made) for dtype, (made, _) in trainers.items()}
+    seconds = [{dtype: next(taken).seconds for dtype, taken in steps.items()} for _ in range(asked.steps + 1)]
+    phases = {}
+    for dtype, (_, prompt_tokens) in trainers.items():
+        for phase, low in limits(prompt_tokens, WIDTHS[dtype], 1e9 * best[dtype], 1e9 * best["copy"]).items():
+            took = statistics.median(row[dtype][phase] for row in seconds[1:])  # the first one warms
+            phases[f"{phase}, {dtype}"] = {"seconds": took, "at least": low, "share": low / took}
+    where = {dtype: spent(lambda taken=taken: next(taken)) for dtype, taken in steps.items()}
     print(*lines(can, phases, where), sep="\n")
     write(asked.out, machine=machine(), can=can, phases=phases, where=where)
 
 
-def lines(can: dict, phases: dict, where: list[tuple[str, float]]) -> list[str]:
+def lines(can: dict, phases: dict, where: dict[str, list[tuple[str, float]]]) -> list[str]:
     """As they stand in benchmarks/README.md."""
     return ["| the machine | float32 | bfloat16 | copy |", "|---|---|---|---|",
             *(f"| {name} | {row['float32']:.0f} GFLOP/s | {row['bfloat16']:.0f} GFLOP/s | {row['copy']:.0f} GB/s |"
@@ -108,7 +118,8 @@ def lines(can: dict, phases: dict, where: list[tuple[str, float]]) -> list[str]:
             "| phase | seconds | at least | share of the limit |", "|---|---|---|---|",
             *(f"| {name} | {row['seconds']:.2f} | {row['at least']:.2f} | {row['share']:.0%} |"
               for name, row in phases.items()), "",
-            "| operation | share of the step |", "|---|---|", *(f"| `{name}` | {share:.0%} |" for name, share in where)]
+            "| dtype | operation | share of the step |", "|---|---|---|",
+            *(f"| {dtype} | `{name}` | {share:.0%} |" for dtype, found in where.items() for name, share in found)]
 
 
 if __name__ == "__main__":

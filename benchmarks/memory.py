@@ -52,7 +52,8 @@ def measure(model: str, new_tokens: int, prompts: int) -> None:
     trainer._sample, trainer._update = watched("rollouts", sample), watched("update", update)
     lengths = [record.length for record in trainer]
     assert lengths == [new_tokens] * 2, lengths
-    job = Job(shape_of(model), config, new_tokens, max(len(prompt_ids(policy, p)) for p in task.train), gpu=False)
+    job = Job(shape_of(model), config, new_tokens, max(len(prompt_ids(policy, p)) for p in task.train), gpu=False,
+              width=policy.model.dtype.itemsize)
     parts = job.needs(job.rows)
     planned = {"rollouts": parts.rollouts, "update": parts.update, "peak": parts.peak}
     print(json.dumps(found | phases | {"planned": planned, "parts": asdict(parts)}))

@@ -93,12 +93,12 @@ def engines() -> dict[str, Engine]:
 @contextmanager
 def computing_in(dtype: torch.dtype):
     """The engine computes as the trainer does; to see what another width would bring, it is told otherwise when it starts."""
-    right = vllm_engine.compute_dtype
-    vllm_engine.compute_dtype = lambda device: dtype
+    right = vllm_engine._dtype
+    vllm_engine._dtype = lambda policy: dtype
     try:
         yield
     finally:
-        vllm_engine.compute_dtype = right
+        vllm_engine._dtype = right
 
 
 def measure(engine: Engine, prompts: list[list[int]], seed: int) -> dict[str, float]:

@@ -26,9 +26,10 @@ PROBLEM = Problem(key="7*8", messages=({"role": "user", "content": "What is 7 ti
 
 
 def pytest_configure(config):
-    """The suite, and what it starts, computes on the processor, GPU or not. Torch looks for devices later than this."""
+    """The suite, and what it starts, computes on the processor, GPU or not, and in float32, whatever the processor is fast at.
+    Torch looks for devices later than this."""
     if config.option.markexpr != "gpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HAPO_LAB_DTYPE": "float32"}
 
 
 def teach_alone(method, group, demonstration):

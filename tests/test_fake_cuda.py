@@ -43,6 +43,7 @@ def library(request) -> Path:
 def device(library, monkeypatch, tmp_path):
     """Processes that are started from here on find the device; this one doesn't."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv("HAPO_LAB_DTYPE")
     for name, value in {"FAKE_CUDA": library, "FAKE_CUDA_CAPABILITY": "8.0", "HAPO_LAB_VLLM": "", "HF_HUB_OFFLINE": "1",
                         "OMP_NUM_THREADS": "1", "HAPO_LAB_RUNS": tmp_path / "runs"}.items():
         monkeypatch.setenv(name, str(value))

@@ -288,10 +288,9 @@ def test_what_a_token_leaves_in_the_cache(family, numbers):
 # an engine ---------------------------------------------------------------------------------------------------------
 
 
-def test_in_bfloat16_the_engines_copy_follows_an_early_update(monkeypatch, fresh):
+def test_in_bfloat16_the_engines_copy_follows_an_early_update(fresh):
     """A B of 1e-4 would vanish where it is merged into bfloat16 weights."""
-    monkeypatch.setattr(models, "compute_dtype", lambda device: torch.bfloat16)
-    policy = models.load_policy("tiny")
+    policy = models.load_policy("tiny", dtype="bfloat16")
     engine = TransformersEngine(policy, own_copy=True)
     ids = torch.tensor([list(range(10, 30))])
 

@@ -24,9 +24,7 @@ CONFIG = Config(group_size=4, max_grad_norm=1e9)
 
 
 def loaded_in(dtype):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hapo_lab.policy.models.compute_dtype", lambda device: dtype)
-        return load_policy("tiny", seed=0)
+    return load_policy("tiny", seed=0, dtype=str(dtype).removeprefix("torch."))
 
 
 @pytest.fixture(scope="module")

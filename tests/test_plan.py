@@ -83,7 +83,7 @@ def test_the_kits_own_recipes_are_read(path):
 # plans -------------------------------------------------------------------------------------------------------------
 
 
-JOB = Job(PRESETS["smollm2-135m"].shape, Config(), new_tokens=24, gpu=False)
+JOB = Job(PRESETS["smollm2-135m"].shape, Config(), new_tokens=24, gpu=False, width=4)
 
 
 def test_what_the_memory_holds_is_sampled_together():
@@ -97,7 +97,7 @@ def test_a_completion_above_the_token_budget_is_checkpointed():
     assert long.needs(0).activations == activations(JOB.shape, 2304, 2, checkpoint=True) and long.needs(0).process == 0
     assert "2304 tokens, each layer computed twice" in "\n".join(memory_table(long, 80 * GIB))
     assert JOB.needs(0).activations == int(PIECES * activations(JOB.shape, 512, 4))
-    cpu = replace(long, gpu=False)
+    cpu = replace(long, gpu=False, width=4)
     assert cpu.needs(0).activations == activations(JOB.shape, 2304, 4, checkpoint=True)  # which leaves no pieces
 
 

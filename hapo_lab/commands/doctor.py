@@ -178,10 +178,14 @@ def _gpu() -> Iterator[Finding]:
 
 @check("numbers")
 def _numbers() -> Iterator[Finding]:
-    from hapo_lab.policy.models import compute_dtype, default_device
+    from hapo_lab.policy.models import PRESETS, default_device
+    from hapo_lab.policy.rates import bfloat16_gain, compute_dtype
     device = default_device()
-    yield Finding("numbers", True, f"computes in {str(compute_dtype(device)).removeprefix('torch.')} on {device.type}; "
-                                   "LoRA and optimizer in float32")
+    names = {preset: str(compute_dtype(device, PRESETS[preset].shape.hidden)).removeprefix("torch.")
+             for preset in ("tiny", "smollm2-135m")}
+    gain = f" (bfloat16 is {bfloat16_gain():.1f} times as fast as float32)" if device.type == "cpu" else ""
+    yield Finding("numbers", True, f"tiny computes in {names['tiny']} on {device.type}, smollm2-135m in "
+                                   f"{names['smollm2-135m']}{gain}; LoRA and optimizer in float32")
 
 
 @check("memory")

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from hapo_lab.policy.memory import PROCESS, Needs, Shape, memory_available, needs, row_bytes
 from hapo_lab.policy.models import PRESETS, default_device, model_source
-from hapo_lab.policy.rates import Rates, measured
+from hapo_lab.policy.rates import Rates, compute_dtype, measured
 from hapo_lab.training.config import Config
 
 PROMPT = 256
@@ -29,6 +29,8 @@ class Job:
     quantize: bool = True
     rank: int = 16
     gpu: bool = True
+    width: int = 2
+    """Bytes of a number that is computed with."""
 
     @property
     def length(self) -> int:
@@ -39,11 +41,6 @@ class Job:
     def rows(self) -> int:
         """Completions in a step."""
         return self.config.prompts * self.config.group_size
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number that is computed with."""
-        return 2 if self.gpu else 4
 
     def needs(self, rows: int) -> Needs:
         """With so many completions sampled together."""
@@ -61,14 +58,15 @@ def plan_recipe(args: argparse.Namespace, job: Job) -> None:
     """Print what it needs, what doesn't fit, and which number to change; exit code 1 where it doesn't fit."""
     device = default_device()
     free = int(args.memory * GIB) if args.memory else memory_available(device)
-    job = replace(job, gpu=bool(args.memory) or device.type == "cuda")
+    dtype = compute_dtype(device, job.shape.hidden)
+    job = replace(job, gpu=bool(args.memory) or device.type == "cuda", width=2 if args.memory else dtype.itemsize)
     print("\n".join(memory_table(job, free)))
     if wrong := misfits(job, free):
         sys.exit("\n".join(wrong))
     if args.memory:
         print("How long a step takes is measured on the machine itself: leave out --memory there.")
     else:
-        print(hours(job, measured(device), -(-job.rows // job.together(free))))
+        print(hours(job, measured(device, dtype), -(-job.rows // job.together(free))))
 
 
 def memory_table(job: Job, free: int) -> list[str]:

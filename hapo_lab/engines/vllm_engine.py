@@ -36,7 +36,7 @@ from hapo_lab.engines.protocol import Completion, EngineError, Sampling, complet
 from hapo_lab.engines.vllm_process import BLOCK, fingerprint
 from hapo_lab.policy.decoder import causal_lm
 from hapo_lab.policy.memory import Shape, memory_available
-from hapo_lab.policy.models import cache_dir, compute_dtype
+from hapo_lab.policy.models import cache_dir
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.weights import dequantised
 from hapo_lab.reproducibility import disk
@@ -168,7 +168,7 @@ class Process:
     cache is full, sequences wait."""
 
     def __init__(self, policy: Policy, rank: int | None, log: Path):
-        device, dtype, base = policy.device, compute_dtype(policy.device), dequantised_base(policy)
+        device, dtype, base = policy.device, _dtype(policy), dequantised_base(policy)
         token, weights = Shape.of(policy.model.config).cached * dtype.itemsize, base.stat().st_size
         self.sleeps, self.log, self.rank = device.type == "cuda", log, rank
         total = torch.cuda.mem_get_info(device)[1] if self.sleeps else psutil.virtual_memory().total
@@ -292,12 +292,17 @@ def _tell(words: str) -> None:
 # the policy's weights ----------------------------------------------------------------------------------------------
 
 
+def _dtype(policy: Policy) -> torch.dtype:
+    """The trainer's. On a CPU float32: the adapter is merged there, and in fewer digits a small update would be lost."""
+    return torch.float32 if policy.device.type == "cpu" else policy.model.dtype
+
+
 def dequantised_base(policy: Policy) -> Path:
     """The base's weights as the policy computes with them, unmerged: `model.safetensors` in a folder with its config.
 
     Written once per model, whole or not at all; a checksum beside it tells a damaged copy, which is written anew.
     """
-    base, dtype = causal_lm(policy.model), compute_dtype(policy.device)
+    base, dtype = causal_lm(policy.model), _dtype(policy)
     name = re.sub(r"[^\w.-]+", "-", Path(policy.name).name)
     folder = cache_dir() / "vllm" / f"{name}-{str(dtype).removeprefix('torch.')}-{_identity(base)}"
     weights, checksum = folder / "model.safetensors", folder / "model.sha256"

@@ -27,6 +27,7 @@ from transformers import (
 from hapo_lab.policy import agreement, allocator, chat, decoder
 from hapo_lab.policy.memory import PROCESS, Shape, memory_available, needs
 from hapo_lab.policy.policy import Policy
+from hapo_lab.policy.rates import compute_dtype, dtype_of
 from hapo_lab.policy.threads import worth_threads
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import DATA, RESTORE
@@ -66,33 +67,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HAPO_LAB_CACHE", Path.home() / ".cache" / "hapo_lab"))
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """The one place that decides it. LoRA and optimizer are float32 regardless.
-
-    CPU: float32, as fast as bfloat16 on processors without matrix units, and the same figures on all of them.
-    GPU: bfloat16 where the hardware has it, else float16.
-    """
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-
-
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def memory_estimate(preset: str, quantize: bool = True, rank: int = 16, tokens: int = 512,
-                    device: torch.device | None = None) -> int:
+                    device: torch.device | None = None, dtype: torch.dtype | None = None) -> int:
     """Bytes that training needs, with passes of at most `tokens` tokens and short answers: see `memory.needs`."""
-    device = device or default_device()
-    return needs(_preset(preset).shape, quantize=quantize, rank=rank, width=compute_dtype(device).itemsize,
+    device, shape = device or default_device(), _preset(preset).shape
+    return needs(shape, quantize=quantize, rank=rank, width=(dtype or compute_dtype(device, shape.hidden)).itemsize,
                  copied=device.type == "cpu", rows=32, length=tokens, tokens=tokens, process=PROCESS).peak
 
 
 def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None, quantize: bool = True, rank: int = 16,
                 lora_alpha: int = 32, seed: int = 0, device: str | torch.device | None = None,
-                template: dict | None = None) -> Policy:
+                dtype: str | None = None, template: dict | None = None) -> Policy:
     """A base model in 4 bits (NF4, double quantization) with a LoRA adapter on all its linear layers.
 
     Parameters
@@ -106,14 +96,16 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
         becomes False.
     rank, lora_alpha, seed
         Of a new adapter; the seed decides its A matrices.
+    dtype : str, optional
+        That the base computes in: float32, bfloat16 or float16. Default: `rates.compute_dtype`.
     template : dict, optional
         Arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises
     ------
     ValueError
-        An unknown preset; too little memory; an argument that the chat template does not know; nothing that ends a turn; a
-        model whose log-probabilities this kit would not compute right.
+        An unknown preset or dtype; too little memory; an argument that the chat template does not know; nothing that ends a
+        turn; a model whose log-probabilities this kit would not compute right.
 
     Examples
     --------
@@ -122,23 +114,24 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     40960
     """
     device = torch.device(device) if device else default_device()
-    dtype = compute_dtype(device)
+    asked = dtype_of(dtype) if dtype else None
     quantize = quantize and _bitsandbytes_loads()
     if name in PRESETS:
-        need, free = memory_estimate(name, quantize, rank, device=device), memory_available(device)
+        need, free = memory_estimate(name, quantize, rank, device=device, dtype=asked), memory_available(device)
         if need > free:
             raise ValueError(f"model {name!r} needs about {need / 2**30:.1f} GiB to train here and {free / 2**30:.1f} GiB "
                              "are free: choose a smaller preset, or close what holds the memory.")
     source = model_source(name)
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                bnb_4bit_compute_dtype=dtype) if quantize else None
     template = template or {}
     with _quiet():
         known = AutoConfig.from_pretrained(source)
         decoder.refuse_unknown(known, name)
+        computing = asked or compute_dtype(device, known.get_text_config().hidden_size)
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                    bnb_4bit_compute_dtype=computing) if quantize else None
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         plain = chat.prepare(tokenizer, name, template)
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": device}, use_safetensors=True,
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=computing, device_map={"": device}, use_safetensors=True,
                                                     quantization_config=config, attn_implementation=decoder.attention(known))
     ends = chat.end_ids(tokenizer, base.generation_config.eos_token_id, template)
     if not ends:

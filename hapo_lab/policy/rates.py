@@ -1,19 +1,25 @@
-"""What a device can do: a product of matrices, and a copy in its memory, timed."""
+"""What a device can do, timed; and the dtype that models compute in there."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from hapo_lab.policy.models import compute_dtype
+from hapo_lab.policy.threads import SMALL
+
+DTYPES = ("float32", "bfloat16", "float16")
+WORTH = 1.5
+"""How many times as fast as float32 a CPU must multiply bfloat16, for models to compute in it."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a device, in the dtype that models compute in there."""
+    """Of a device, in one dtype."""
 
     flops: float
     """Floating-point operations per second, in a product of two square matrices."""
@@ -21,11 +27,42 @@ class Rates:
     """Read and written, in a copy."""
 
 
-def measured(device: torch.device, size: int | None = None) -> Rates:
+def measured(device: torch.device, dtype: torch.dtype, size: int | None = None) -> Rates:
     """By matrices of size x size: a second's work. Default: 8192 on a GPU, 1024 elsewhere."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    a = torch.randn(size, size, device=device, dtype=compute_dtype(device))
+    a = torch.randn(size, size, device=device, dtype=dtype)
     return Rates(2 * size**3 / _shortest(lambda: a @ a, device), 2 * a.nbytes / _shortest(a.clone, device))
+
+
+def compute_dtype(device: torch.device, hidden: int) -> torch.dtype:
+    """The dtype that a model of this hidden size computes in, unless it is said. LoRA, log-probabilities and optimizer are
+    float32 regardless.
+
+    GPU: bfloat16 where the hardware has it, else float16. CPU: bfloat16 where that is `WORTH` while; float32 elsewhere, and for
+    a small model, whose figures are then the same on all machines. $HAPO_LAB_DTYPE says otherwise.
+    """
+    if asked := os.environ.get("HAPO_LAB_DTYPE"):
+        return dtype_of(asked, "HAPO_LAB_DTYPE")
+    if device.type != "cuda":
+        return torch.bfloat16 if hidden > SMALL and bfloat16_gain() >= WORTH else torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def dtype_of(name: str, what: str = "dtype") -> torch.dtype:
+    """By name; ValueError, about `what`, unless models can compute in it."""
+    if name not in DTYPES:
+        raise ValueError(f"{what} is {name!r}; choose one of {', '.join(DTYPES)}.")
+    return getattr(torch, name)
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times as fast as float32 this CPU multiplies bfloat16: a pass of 512 tokens through a layer of SmolLM2's."""
+    def seconds(dtype: torch.dtype) -> float:
+        tokens, weights = torch.ones(512, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        return _shortest(lambda: torch.nn.functional.linear(tokens, weights), torch.device("cpu"))
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def _shortest(what: Callable[[], object], device: torch.device) -> float:

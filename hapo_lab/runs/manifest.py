@@ -11,7 +11,7 @@ import torch
 
 import hapo_lab
 from hapo_lab.methods import Method
-from hapo_lab.policy.models import PRESETS, compute_dtype, load_policy
+from hapo_lab.policy.models import PRESETS, default_device, load_policy
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import parts
 from hapo_lab.reproducibility.catalogue import method_described, method_from
@@ -32,7 +32,7 @@ def describe(policy: Policy, task: Task, method: Method, config: dict, engine: s
             "heldout": sorted(p.key for p in task.heldout), "method": method_described(method), "config": config,
             "versions": {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "python": platform.python_version(),
                          "threads": policy.threads, "engine": engine, "device": policy.device.type,
-                         "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}}
+                         "dtype": str(policy.model.dtype).removeprefix("torch.")}}
 
 
 def differences(there: dict, here: dict, config: dict) -> list[str]:
@@ -53,14 +53,17 @@ def _began(adapter: Path | None) -> dict:
 
 
 def policy_of(manifest: dict, adapter: Path | None = None) -> Policy:
-    """A run's model as the run began, or with a saved adapter. ValueError if the adapter that it began from is gone."""
+    """A run's model as the run began, or with a saved adapter; in the run's dtype, on a device of the same kind. ValueError if
+    the adapter that it began from is gone."""
     how = {"adapter": adapter} if adapter else manifest["lora"]
     if began := not adapter and manifest["lora"].get("adapter"):
         weights = Path(began) / ADAPTER
         if not weights.exists() or parts.checksum(weights) != manifest["lora"]["sha256"]:
             raise ValueError(f"the adapter that this run began from, {began}, is gone or another one by now: bring it back.")
         how = {"adapter": began}
-    return load_policy(manifest["model"], quantize=manifest["quantized"], template=manifest["template"], **how)
+    made = manifest["versions"]
+    dtype = made["dtype"] if made["device"] == default_device().type else None
+    return load_policy(manifest["model"], quantize=manifest["quantized"], template=manifest["template"], dtype=dtype, **how)
 
 
 def refuse_what_no_one_can_rebuild(method: Method, new: Policy | None) -> None:

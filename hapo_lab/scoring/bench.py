@@ -25,7 +25,6 @@ import hapo_lab
 from hapo_lab.engines.choice import engine_for
 from hapo_lab.engines.protocol import Engine, Sampling
 from hapo_lab.policy.chat import prompt_ids
-from hapo_lab.policy.models import compute_dtype
 from hapo_lab.policy.policy import Policy
 from hapo_lab.policy.threads import computing_with
 from hapo_lab.reproducibility import disk
@@ -143,7 +142,7 @@ class Sheet:
                 raise ValueError(f"problem {problem.key!r} and its answer take up to {longest} tokens; the context of "
                                  f"{policy.name} is {policy.context}: shorten the answer (max_new_tokens).")
         versions = {"hapo_lab": hapo_lab.__version__, "torch": torch.__version__, "threads": policy.threads,
-                    "device": policy.device.type, "dtype": str(compute_dtype(policy.device)).removeprefix("torch.")}
+                    "device": policy.device.type, "dtype": str(policy.model.dtype).removeprefix("torch.")}
         if not self.before:
             self.before = {"asked": self.plan.described(), "model": self.who.identity, "sampler": sampler,
                            "versions": versions}
