@@ -70,7 +70,8 @@ def ours(engine_name: str, job: str) -> None:
 # TRL ---------------------------------------------------------------------------------------------------------------
 
 
-def trl(model: str, job: str) -> None:
+def trl(model: str, job: str, name: str = "json_record", tokens: int = TOKENS) -> None:
+    """On a GPU where there is one, in bfloat16 then. `name`: of the task; `tokens`: in a completion, at most."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -78,7 +79,9 @@ def trl(model: str, job: str) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     from hapo_lab.tasks.builtin import load_task
-    task, rollout, sampled = load_task("json_record"), [], []
+    task, rollout, sampled = load_task(name), [], []
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda else torch.float32
     problems = {problem.key: problem for problem in task.train[:PROMPTS * (1 if job == "mixed" else REPEATS + 1)]}
 
     class Trainer(GRPOTrainer):
@@ -93,13 +96,14 @@ def trl(model: str, job: str) -> None:
             if not go():
                 os._exit(0)
             if not state.global_step:
-                forget_peak(os.getpid())
+                torch.cuda.reset_peak_memory_stats() if cuda else forget_peak(os.getpid())
             rollout.clear()
             self.start = time.perf_counter()
 
         def on_step_end(self, args, state, control, **_):
             seconds = time.perf_counter() - self.start
-            say(step=seconds, rollout=sum(rollout), update=seconds - sum(rollout), peak=peak(os.getpid()), tokens=sampled[-1])
+            held = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak(os.getpid())
+            say(step=seconds, rollout=sum(rollout), update=seconds - sum(rollout), peak=held, tokens=sampled[-1])
 
     def reward(completions, completion_ids, key, **_):
         sampled.append(sum(map(len, completion_ids)))
@@ -108,15 +112,16 @@ def trl(model: str, job: str) -> None:
         return [float(task.verify(problems[k], c[0]["content"]).correct) for k, c in zip(key, completions, strict=True)]
 
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four_bit)
+                                  bnb_4bit_compute_dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, quantization_config=four_bit)
     rows = [{"prompt": list(problem.messages), "key": key} for key, problem in problems.items()]
     args = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
-        per_device_train_batch_size=N, gradient_accumulation_steps=PROMPTS, num_generations=N, max_completion_length=TOKENS,
+        output_dir=tempfile.mkdtemp(), use_cpu=not cuda, bf16=cuda, gradient_checkpointing=False, report_to=[],
+        save_strategy="no",
+        per_device_train_batch_size=N, gradient_accumulation_steps=PROMPTS, num_generations=N, max_completion_length=tokens,
         max_steps=REPEATS + 1, learning_rate=1e-5, beta=0.0, epsilon=0.2, loss_type="dapo", scale_rewards="group",
         temperature=1.0, shuffle_dataset=False, disable_tqdm=True,
-        generation_kwargs={"min_new_tokens": TOKENS} if job == "mixed" else {})
+        generation_kwargs={"min_new_tokens": tokens} if job == "mixed" else {})
     Trainer(base, reward_funcs=reward, args=args, train_dataset=Dataset.from_list(rows * (REPEATS + 1)), callbacks=[OnDemand()],
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")).train()
@@ -204,5 +209,7 @@ if __name__ == "__main__":
             ours(engine, job)
         case ["trl", model, job]:
             trl(model, job)
+        case ["trl", model, job, name, tokens]:
+            trl(model, job, name, int(tokens))
         case arguments:
             main(Path(arguments[0]) if arguments else None)

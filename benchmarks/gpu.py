@@ -5,12 +5,15 @@
 
 The weights are random, which speed and memory don't mind. NF4 where bitsandbytes loads, else the compute dtype; LoRA of rank
 16; GRPO on 4 prompts with 8 completions each, of 512 new tokens that none of them ends early. One step to warm up, one that
-counts. The card's own rates are measured first: a matrix product, and a copy.
+counts. The card's own rates are measured first: a matrix product, and a copy. Where `make trl` has been, TRL takes the same
+steps on the same weights, with its own `generate`; that may double the time.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from against_trl import ROOT, THEIRS, one
 from common import WholeCompletions, mixed, write
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -69,6 +73,7 @@ def step(shape: Shape, device: torch.device, card: Rates) -> dict[str, float]:
         for file in (DATA / "tiny").glob("*token*"):
             shutil.copy(file, folder)
         shutil.copy(DATA / "tiny" / "chat_template.jinja", folder)
+        beside = theirs(folder, shape)
         policy = replace(load_policy(folder), ends=())  # no completion ends early
     task = mixed(load_task("sums"), prompts=4, new_tokens=shape.new_tokens)
     config = Config(steps=2, prompts=4, warmup=0, eval_every=0, token_budget=8 * shape.new_tokens)
@@ -84,7 +89,21 @@ def step(shape: Shape, device: torch.device, card: Rates) -> dict[str, float]:
             "tokens_per_second": record.tokens_sampled / rollout,
             "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
             "share_of_bandwidth": weights * shape.new_tokens / rollout / card.bytes_per_second,  # each token reads them once
-            "share_of_matrix_rate": 4 * parameters * tokens / update / card.flops}  # forward, and backward to the inputs
+            "share_of_matrix_rate": 4 * parameters * tokens / update / card.flops,  # forward, and backward to the inputs
+            "trl": beside}
+
+
+def theirs(folder: str, shape: Shape) -> dict[str, float] | None:
+    """TRL's second step on these weights; None where it is not installed."""
+    if not THEIRS.exists():
+        return None
+    command = [THEIRS, ROOT / "benchmarks" / "against_trl.py", "trl", folder, "mixed", "sums", str(shape.new_tokens)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        _, found = one(process), one(process)
+        assert process.stdin
+        process.stdin.close()
+    return found
 
 
 def tiny(steps: int) -> dict[str, float]:
@@ -98,13 +117,14 @@ def tiny(steps: int) -> dict[str, float]:
 
 def table(shapes: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown: a row per shape; "none" for the peak memory of a CPU."""
-    rows = ["| shape | rollout | tokens a second | of the bandwidth | update | of the matrix rate | peak memory |",
-            "|---" * 7 + "|"]
+    rows = ["| shape | rollout | tokens a second | of the bandwidth | update | of the matrix rate | peak memory | over TRL |",
+            "|---" * 8 + "|"]
     for name, row in shapes.items():
         peak = f"{row['peak_gib']:.1f} GiB" if row["peak_gib"] else "none"
         rollout, update = f"{row['rollout_seconds']:.1f} s", f"{row['update_seconds']:.1f} s"
+        over = f"{(row['rollout_seconds'] + row['update_seconds']) / row['trl']['step']:.2f}" if row["trl"] else "not measured"
         rows.append(f"| {name} | {rollout} | {row['tokens_per_second']:.0f} | {row['share_of_bandwidth']:.1%} | {update} "
-                    f"| {row['share_of_matrix_rate']:.1%} | {peak} |")
+                    f"| {row['share_of_matrix_rate']:.1%} | {peak} | {over} |")
     return rows
 
 
