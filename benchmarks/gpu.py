@@ -122,7 +122,8 @@ def table(shapes: dict[str, dict[str, Any]]) -> list[str]:
     for name, row in shapes.items():
         peak = f"{row['peak_gib']:.1f} GiB" if row["peak_gib"] else "none"
         rollout, update = f"{row['rollout_seconds']:.1f} s", f"{row['update_seconds']:.1f} s"
-        over = f"{(row['rollout_seconds'] + row['update_seconds']) / row['trl']['step']:.2f}" if row.get("trl") else "not measured"
+        ours = row["rollout_seconds"] + row["update_seconds"]
+        over = f"{ours / row['trl']['step']:.2f}" if row.get("trl") else "not measured"
         rows.append(f"| {name} | {rollout} | {row['tokens_per_second']:.0f} | {row['share_of_bandwidth']:.1%} | {update} "
                     f"| {row['share_of_matrix_rate']:.1%} | {peak} | {over} |")
     return rows
