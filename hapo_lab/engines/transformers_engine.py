@@ -65,7 +65,7 @@ class TransformersEngine:
         """See `Engine`: the copy's adapted layers get the policy's weights, dequantised."""
         for name, lora in self._copied():
             weight = torch.empty(shape_of(lora.get_base_layer().weight), dtype=self.model.dtype, device=self.model.device)
-            weight.copy_(dequantised_weight(lora))  # into memory of before: after it, what is unpacked leaves holes between
+            weight.copy_(dequantised_weight(lora))  # made first, it leaves no hole where the unpacked one was
             if self.merged:
                 weight += lora.get_delta_weight("default")
             self._put(name, weight)
