@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DIST ?= dist
 
-.PHONY: demo check test soak lab notebooks wheel colab setup vllm trl docs clean
+.PHONY: demo check test soak lab notebooks wheel colab setup vllm docs clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -54,13 +54,6 @@ else
 endif
 	@touch $@
 
-trl: .venv-trl/done  ## TRL, for benchmarks/against_trl.py, in a Python of its own
-
-.venv-trl/done: requirements.txt
-	$(PYTHON) -m venv .venv-trl
-	.venv-trl/bin/python -m pip install --quiet -r requirements.txt trl==1.16.0 datasets==5.2.0
-	@touch $@
-
 docs: .venv-docs/done  ## the site: README, lessons with their pictures, the reference; in site/, to be read without a server
 	@rm -rf build/site
 	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -c docs -d build/pages . build/site
@@ -74,4 +67,4 @@ docs: .venv-docs/done  ## the site: README, lessons with their pictures, the ref
 	@touch $@
 
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm .venv-trl .venv-docs build dist site docs/reference notebooks/runs
+	rm -rf .venv .venv-vllm .venv-docs build dist site docs/reference notebooks/runs

@@ -5,7 +5,7 @@
 
 The weights are random, which speed and memory don't mind. NF4 where bitsandbytes loads, else the compute dtype; LoRA of rank
 16; GRPO on 4 prompts with 8 completions each, of 512 new tokens that none of them ends early. One step to warm up, one that
-counts. The card's own rates are measured first: a matrix product, and a copy. Where `make trl` has been, TRL takes the same
+counts. The card's own rates are measured first: a matrix product, and a copy. Where TRL is installed, it takes the same
 steps on the same weights, with its own `generate`; that may double the time.
 """
 
@@ -18,11 +18,12 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from against_trl import ROOT, THEIRS, one
+from against_trl import ROOT, one
 from common import WholeCompletions, mixed, write
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -95,9 +96,9 @@ def step(shape: Shape, device: torch.device, card: Rates) -> dict[str, float]:
 
 def theirs(folder: str, shape: Shape) -> dict[str, float] | None:
     """TRL's second step on these weights; None where it is not installed."""
-    if not THEIRS.exists():
+    if not find_spec("trl"):
         return None
-    command = [THEIRS, ROOT / "benchmarks" / "against_trl.py", "trl", folder, "mixed", "sums", str(shape.new_tokens)]
+    command = [sys.executable, ROOT / "benchmarks" / "against_trl.py", "trl", folder, "mixed", "sums", str(shape.new_tokens)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         _, found = one(process), one(process)

@@ -129,7 +129,7 @@ def test_the_dry_run_goes_through_every_part(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     figures = found["shapes"]["dry"]
     assert figures["rollout_seconds"] > 0 and figures["update_seconds"] > 0 and 0 < figures["share_of_matrix_rate"] < 1
-    assert figures["trl"]["tokens"] == 4 * 8 * 16 if (ROOT / ".venv-trl" / "done").exists() else figures["trl"] is None
+    assert figures["trl"]["tokens"] == 4 * 8 * 16 and figures["trl"]["step"] > 0
     assert set(found["tiny"]) == {"here", "cpu"} and "dry run: no figure of it means anything" in found["machine"]["device"]
     assert "over its limit" not in done.stdout
 

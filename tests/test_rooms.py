@@ -11,8 +11,8 @@ import hapo_lab
 
 PACKAGE = Path(hapo_lab.__file__).parent
 METHOD = ("gate", "gates", "ssi", "loss", "methods", "baselines")
-ROOMS = ("method", "reproducibility", "tasks", "policy", "runs", "engines", "training", "scoring", "theory", "experiments",
-         "pictures", "notebook", "commands")
+ROOMS = ("method", "reproducibility", "tasks", "policy", "runs", "engines", "training", "trl", "scoring", "theory",
+         "experiments", "pictures", "notebook", "commands")
 """From the ground up."""
 DRAWS = {"matplotlib", "ipywidgets", "IPython"}
 

@@ -1,0 +1,212 @@
+"""HAPO inside TRL's `GRPOTrainer`: for a model, or a batch, that one GPU does not hold.
+
+    pip install "hapo_lab[trl]"
+
+Gate, SSI and the shaped loss are this kit's; all else is TRL's: accelerate, DeepSpeed, FSDP, vLLM, peft, logging, checkpoints.
+After TRL has sampled a step's completions they are rewarded, the gate decides, and the teacher takes a seat; then TRL goes on
+with what it finds there. Its loss sees the students. The teacher's term is added, divided as TRL divides the students'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOConfig, GRPOTrainer
+
+from hapo_lab.gate import BetaGate
+from hapo_lab.gates import Gate
+from hapo_lab.loss import Shaping, aggregation_weights, ratio, shaped_surrogate
+from hapo_lab.policy.chat import end_ids
+from hapo_lab.reproducibility.seeds import gate_uniforms
+
+STATE = "hapo.json"
+"""What the gate remembers, in a checkpoint's folder."""
+AGGREGATIONS = {"grpo": "grpo", "bnpo": "dapo", "dr_grpo": "dr_grpo"}
+"""TRL's loss types whose divisor is of the piece at hand, and the kit's names for what they do with it."""
+LEFT = {"beta": 0.0, "off_policy_mask_threshold": None, "top_entropy_quantile": 1.0, "use_liger_kernel": False,
+        "multi_objective_aggregation": "sum_then_normalize", "mask_truncated_completions": False, "delta": None}
+"""Settings of TRL's that must stay as they are: what they do is not defined for a teacher's tokens."""
+
+
+@dataclass
+class HAPOConfig(GRPOConfig):
+    """TRL's, and which rewards count as a success."""
+
+    success: float | None = field(default=None, metadata={
+        "help": "The least sum of a completion's rewards that the gate counts as a success. Default: rewards are 0 or 1."})
+
+
+class HAPOTrainer(GRPOTrainer):
+    """TRL's `GRPOTrainer` with a teacher: a gate decides in which groups a demonstration takes the worst completion's seat.
+
+    Parameters
+    ----------
+    model, reward_funcs, args, train_dataset, and more
+        As `GRPOTrainer` takes them; `args` may be a `HAPOConfig`. The data set's column `demonstration` holds a completion's
+        text, or None; a column `key` says what the gate's memory is about, by default the prompt.
+    gate : Gate
+    shaping : Shaping
+        F, of the teacher's tokens.
+
+    Raises
+    ------
+    ValueError
+        A setting of TRL's that can't go with a teacher; a data set without demonstrations; while training, a demonstration that
+        the reward functions reject, and rewards that are not 0 or 1 where `HAPOConfig.success` does not say what counts.
+    """
+
+    def __init__(self, model: Any, reward_funcs: Any, args: GRPOConfig | None = None, train_dataset: Any = None, *,
+                 gate: Gate = BetaGate(), shaping: Shaping = ratio(0.1), **more: Any):
+        args = args or HAPOConfig("HAPO")
+        _refuse(args, train_dataset, more)
+        self.gate, self.shaping = gate, shaping
+        self.gate_state: dict = {}
+        """What the gate remembers of each prompt."""
+        self._rows: Sequence[dict] = ()
+        self._rewards: torch.Tensor | None = None
+        self._teacher = torch.zeros(0, dtype=torch.bool)
+        super().__init__(model, reward_funcs, args=args, train_dataset=train_dataset, **more)
+        ends = end_ids(self._tokenizer, self.model.generation_config.eos_token_id, self.chat_template_kwargs)
+        self._end = list(ends[:1])
+
+    # rollouts ------------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        self._rows, self._rewards = inputs, None
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            output["teacher"] = self._teacher.to(output["advantages"].device)
+        return output
+
+    def _generate(self, prompts: list) -> tuple:
+        found = super()._generate(prompts)
+        if not self.model.training:
+            return found
+        prompt_ids, ids, masks, completions, logps, *rest = found
+        rewards = super()._calculate_rewards(self._rows, prompts, completions, ids)
+        seats = self._seats(rewards)
+        first = self.accelerator.process_index * len(prompts)
+        self._teacher = torch.tensor([first + i in seats for i in range(len(prompts))])
+        for i in self._teacher.nonzero()[:, 0].tolist():
+            text = self._rows[i]["demonstration"]
+            ids[i] = self._demonstration_ids(text)
+            completions[i] = text if isinstance(completions[i], str) else [{"role": "assistant", "content": text}]
+            if logps is not None:
+                logps[i] = [0.0] * len(ids[i])
+        self._rewards = None if seats else rewards
+        return prompt_ids, ids, masks, completions, logps, *rest
+
+    def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list,
+                           completion_ids_list: list) -> torch.Tensor:
+        if self._rewards is not None:  # nothing has changed since they were reckoned
+            return self._rewards
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training:
+            self._refuse_rejected(rewards)
+        return rewards
+
+    def _seats(self, rewards: torch.Tensor) -> set[int]:
+        """The rows of the whole step's completions that become the teacher's. Every process comes to the same answer."""
+        n = self.num_generations
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, n)
+        rows = gather_object([(_key(row), self._usable(row.get("demonstration"))) for row in self._rows])[::n]
+        keys, has = [key for key, _ in rows], [usable for _, usable in rows]
+        successes = self._successes(totals)
+        decisions, posterior, self.gate_state = self.gate.decide(
+            self.gate_state, keys, successes, [n] * len(keys), gate_uniforms(self.args.seed, self.state.global_step, len(keys)))
+        seats = {g * n + int(totals[g].argmin()) for g in range(len(keys)) if decisions[g] and has[g]}
+        figures = {"asked": decisions.double().mean().item(), "teacher_samples": float(len(seats)),
+                   "without_demonstration": float(sum(not h for h in has)), "posterior": posterior.mean.mean().item(),
+                   "success": sum(successes) / totals.numel(), "dead": float(sum(s in (0, n) for s in successes))}
+        for name, value in figures.items():
+            self._metrics["train"][f"hapo/{name}"].append(value)
+        return seats
+
+    def _successes(self, totals: torch.Tensor) -> list[int]:
+        """S of each group."""
+        bar = getattr(self.args, "success", None)
+        if bar is None and (odd := totals[(totals != 0) & (totals != 1)]).numel():
+            raise ValueError(f"a completion's rewards add up to {odd[0].item():g}; the gate counts successes, so let them be 0 "
+                             "or 1, or say with HAPOConfig(success=...) from which sum on it is one.")
+        return (totals >= (1 if bar is None else bar)).sum(1).tolist()
+
+    def _usable(self, demonstration: str | None) -> bool:
+        """Whether there is one, and no longer than a completion may be."""
+        return bool(demonstration) and len(self._demonstration_ids(str(demonstration))) <= self.max_completion_length
+
+    def _demonstration_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False) + self._end
+
+    def _refuse_rejected(self, rewards: torch.Tensor) -> None:
+        first = self.accelerator.process_index * len(self._rows)
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        bar = getattr(self.args, "success", None)
+        for i in self._teacher.nonzero()[:, 0].tolist():
+            if totals[first + i] < (1 if bar is None else bar):
+                raise ValueError(f"the reward functions reject the demonstration {self._rows[i]['demonstration'][:60]!r} "
+                                 f"(their sum is {totals[first + i].item():g}): correct it, or set it to None.")
+
+    # the loss ------------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **how: Any) -> tuple:
+        found = super()._get_per_token_logps_and_entropies(*args, **how)
+        self._logps = found[0]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
+        teacher = inputs.get("teacher")
+        if teacher is None or not teacher.any():
+            return super()._compute_loss(model, inputs)
+        advantages, mask = inputs["advantages"], inputs["completion_mask"].bool()
+        loss = super()._compute_loss(model, inputs | {"advantages": advantages.masked_fill(teacher, 0)})
+        weights = self._weights(mask, inputs)[teacher].to(loss.dtype)
+        logps = self._logps[teacher].masked_fill(~mask[teacher], 0)
+        return loss - (weights * shaped_surrogate(logps, advantages[teacher, None], self.shaping)).sum()
+
+    def _weights(self, mask: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """(B, T): what a token's objective counts in TRL's loss of this piece of a step."""
+        pieces = self.current_gradient_accumulation_steps
+        if self.loss_type == "dapo":
+            tokens = inputs["num_items_in_batch"].clamp(min=1) * pieces / self.args.steps_per_generation
+            return mask / (tokens / self.accelerator.num_processes)
+        return aggregation_weights(mask, AGGREGATIONS[self.loss_type], self.max_completion_length) / pieces
+
+    # checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            (folder / STATE).write_text(json.dumps(self.gate_state))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and (path := Path(checkpoint, STATE)).exists():
+            self.gate_state = json.loads(path.read_text())
+
+
+def _key(row: dict) -> str:
+    """What the gate's memory of a row is about."""
+    return row.get("key") or json.dumps(row["prompt"])
+
+
+def _refuse(args: GRPOConfig, data: Any, more: dict[str, Any]) -> None:
+    """ValueError, in one sentence, for what can't go with a teacher."""
+    if args.loss_type not in (*AGGREGATIONS, "dapo"):
+        raise ValueError(f"loss_type is {args.loss_type!r}; with a teacher choose one of dapo, {', '.join(AGGREGATIONS)}.")
+    for name, only in LEFT.items():
+        if (value := getattr(args, name, only)) != only:
+            raise ValueError(f"{name} is {value!r}; what it does to a teacher's tokens is not defined: leave it at {only!r}.")
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if more.get(name):
+            raise ValueError(f"{name} can't go with a teacher, whose demonstration has no such turns: leave it out.")
+    if data is None or "demonstration" not in (data.column_names or ()):
+        raise ValueError("the data set has no column 'demonstration': add one, with a completion's text, or None, in each row.")
+
+
