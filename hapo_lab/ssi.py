@@ -96,7 +96,7 @@ class Group:
         return bool((self.rewards == self.rewards[0]).all())
 
 
-def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
+def synthetic_success_injection(group: Group, demonstration: Rollout, seat: int | None = None) -> Group:
     """Put a verified demonstration in the place of the group's lowest-reward rollout (the first of equals).
 
     Paper, section on SSI, by a reader's account: one rollout a group, nothing else of the group changes,
@@ -108,6 +108,8 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
         As sampled; ValueError if it already holds an injected rollout.
     demonstration : Rollout
         Its reward is its verifier's verdict; ValueError if that is not 1, or if it has no tokens.
+    seat : int, optional
+        Whose place it takes, where finer rewards than these say which rollout is the worst.
 
     Returns
     -------
@@ -122,7 +124,7 @@ def synthetic_success_injection(group: Group, demonstration: Rollout) -> Group:
     >>> [r.text for r in after.rollouts], after.teacher_mask, after.removed.text
     (['56', '63'], tensor([ True, False]), '54')
     """
-    seat = int(group.rewards.argmin())  # argmin: the first of equals
+    seat = int(group.rewards.argmin()) if seat is None else seat  # argmin: the first of equals
     return _seated(group, demonstration, seat, group.rollouts[seat])
 
 

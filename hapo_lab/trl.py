@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from trl import GRPOConfig, GRPOTrainer
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import Gate
 from hapo_lab.loss import Shaping, aggregation_weights, ratio, shaped_surrogate
+from hapo_lab.methods import judge
 from hapo_lab.policy.chat import end_ids
 from hapo_lab.reproducibility.seeds import gate_uniforms
+from hapo_lab.ssi import Group, Rollout, known, synthetic_success_injection
+from hapo_lab.tasks.problem import Problem
 
 STATE = "hapo.json"
 """What the gate remembers, in a checkpoint's folder."""
@@ -73,7 +76,7 @@ class HAPOTrainer(GRPOTrainer):
         self._teacher = torch.zeros(0, dtype=torch.bool)
         super().__init__(model, reward_funcs, args=args, train_dataset=train_dataset, **more)
         ends = end_ids(self._tokenizer, self.model.generation_config.eos_token_id, self.chat_template_kwargs)
-        self._end = list(ends[:1])
+        self._end = ends[0]
 
     # rollouts ------------------------------------------------------------------------------------------------------
 
@@ -90,16 +93,18 @@ class HAPOTrainer(GRPOTrainer):
             return found
         prompt_ids, ids, masks, completions, logps, *rest = found
         rewards = super()._calculate_rewards(self._rows, prompts, completions, ids)
-        seats = self._seats(rewards)
+        groups = self._judged(rewards, ids, completions)
+        taught = [self._taught(group, totals) for group, totals in zip(groups, self._totals(rewards), strict=True)]
+        rollouts = [rollout for group in taught for rollout in group.rollouts]
         first = self.accelerator.process_index * len(prompts)
-        self._teacher = torch.tensor([first + i in seats for i in range(len(prompts))])
+        self._teacher = torch.tensor([rollout.teacher for rollout in rollouts[first:first + len(prompts)]])
         for i in self._teacher.nonzero()[:, 0].tolist():
-            text = self._rows[i]["demonstration"]
-            ids[i] = self._demonstration_ids(text)
+            text, ids[i] = rollouts[first + i].text, list(rollouts[first + i].ids)
             completions[i] = text if isinstance(completions[i], str) else [{"role": "assistant", "content": text}]
             if logps is not None:
                 logps[i] = [0.0] * len(ids[i])
-        self._rewards = None if seats else rewards
+        self._rewards = None if any(rollout.teacher for rollout in rollouts) else rewards
+        self._note(groups, taught)
         return prompt_ids, ids, masks, completions, logps, *rest
 
     def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list,
@@ -111,46 +116,61 @@ class HAPOTrainer(GRPOTrainer):
             self._refuse_rejected(rewards)
         return rewards
 
-    def _seats(self, rewards: torch.Tensor) -> set[int]:
-        """The rows of the whole step's completions that become the teacher's. Every process comes to the same answer."""
-        n = self.num_generations
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, n)
-        rows = gather_object([(_key(row), self._usable(row.get("demonstration"))) for row in self._rows])[::n]
-        keys, has = [key for key, _ in rows], [usable for _, usable in rows]
-        successes = self._successes(totals)
-        decisions, posterior, self.gate_state = self.gate.decide(
-            self.gate_state, keys, successes, [n] * len(keys), gate_uniforms(self.args.seed, self.state.global_step, len(keys)))
-        seats = {g * n + int(totals[g].argmin()) for g in range(len(keys)) if decisions[g] and has[g]}
-        figures = {"asked": decisions.double().mean().item(), "teacher_samples": float(len(seats)),
-                   "without_demonstration": float(sum(not h for h in has)), "posterior": posterior.mean.mean().item(),
-                   "success": sum(successes) / totals.numel(), "dead": float(sum(s in (0, n) for s in successes))}
-        for name, value in figures.items():
-            self._metrics["train"][f"hapo/{name}"].append(value)
-        return seats
+    def _judged(self, rewards: torch.Tensor, ids: list[list[int]], completions: list) -> list[Group]:
+        """The whole step's groups, with the gate's decisions. Every process comes to the same ones."""
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        rows = gather_object([(_problem(row), Rollout(tuple(tokens), text, 0.0, finished=tokens[-1] in self.eos_token_ids))
+                              for row, tokens, text in zip(self._rows, ids, texts, strict=True)])
+        right = self._is_success(self._totals(rewards)).double()
+        n, groups = self.num_generations, []
+        for g, rewarded in enumerate(right.tolist()):
+            some = rows[g * n:(g + 1) * n]
+            groups.append(Group(some[0][0], tuple(replace(r, reward=x) for (_, r), x in zip(some, rewarded, strict=True))))
+        uniforms = gate_uniforms(self.args.seed, self.state.global_step, len(groups))
+        groups, self.gate_state = judge(self.gate, groups, self.gate_state, uniforms)
+        return groups
 
-    def _successes(self, totals: torch.Tensor) -> list[int]:
-        """S of each group."""
+    def _taught(self, group: Group, totals: torch.Tensor) -> Group:
+        """The group with the teacher in the seat of its lowest reward, if the gate asks for that, and if there is a
+        demonstration no longer than a completion may be."""
+        text = group.problem.demonstration
+        if not group.decision or not text:
+            return group
+        ids = (*self._tokenizer.encode(text, add_special_tokens=False), self._end)
+        if len(ids) > self.max_completion_length:
+            return group
+        return synthetic_success_injection(group, Rollout(ids, text, 1.0), int(totals.argmin()))
+
+    def _totals(self, rewards: torch.Tensor) -> torch.Tensor:
+        """(groups, N): the sum of each completion's rewards."""
+        return (rewards * self.reward_weights.to(rewards.device)).nansum(1).view(-1, self.num_generations)
+
+    def _is_success(self, totals: torch.Tensor) -> torch.Tensor:
         bar = getattr(self.args, "success", None)
         if bar is None and (odd := totals[(totals != 0) & (totals != 1)]).numel():
             raise ValueError(f"a completion's rewards add up to {odd[0].item():g}; the gate counts successes, so let them be 0 "
                              "or 1, or say with HAPOConfig(success=...) from which sum on it is one.")
-        return (totals >= (1 if bar is None else bar)).sum(1).tolist()
-
-    def _usable(self, demonstration: str | None) -> bool:
-        """Whether there is one, and no longer than a completion may be."""
-        return bool(demonstration) and len(self._demonstration_ids(str(demonstration))) <= self.max_completion_length
-
-    def _demonstration_ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False) + self._end
+        return totals >= (1 if bar is None else bar)
 
     def _refuse_rejected(self, rewards: torch.Tensor) -> None:
         first = self.accelerator.process_index * len(self._rows)
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
-        bar = getattr(self.args, "success", None)
+        totals = self._totals(rewards)
+        right, totals = self._is_success(totals).flatten(), totals.flatten()
         for i in self._teacher.nonzero()[:, 0].tolist():
-            if totals[first + i] < (1 if bar is None else bar):
-                raise ValueError(f"the reward functions reject the demonstration {self._rows[i]['demonstration'][:60]!r} "
-                                 f"(their sum is {totals[first + i].item():g}): correct it, or set it to None.")
+            if not right[first + i]:
+                raise ValueError(f"the reward functions reject the demonstration {self._rows[i]['demonstration'][:60]!r}, with "
+                                 f"{totals[first + i].item():g}: correct it, or set it to None.")
+
+    def _note(self, sampled: Sequence[Group], taught: Sequence[Group]) -> None:
+        """In TRL's metrics: of the students alone, but for `teacher_samples`."""
+        figures = {"success": sum(g.successes for g in sampled) / sum(len(g.rollouts) for g in sampled),
+                   "posterior": sum(known(g.posterior).mean.item() for g in sampled) / len(sampled),
+                   "asked": sum(known(g.decision) for g in sampled) / len(sampled),
+                   "teacher_samples": sum(g.replaced >= 0 for g in taught),
+                   "without_demonstration": sum(not g.problem.demonstration for g in sampled),
+                   "dead": sum(g.dead for g in sampled)}
+        for name, value in figures.items():
+            self._metrics["train"][f"hapo/{name}"].append(float(value))
 
     # the loss ------------------------------------------------------------------------------------------------------
 
@@ -191,9 +211,11 @@ class HAPOTrainer(GRPOTrainer):
             self.gate_state = json.loads(path.read_text())
 
 
-def _key(row: dict) -> str:
-    """What the gate's memory of a row is about."""
-    return row.get("key") or json.dumps(row["prompt"])
+def _problem(row: dict) -> Problem:
+    """A row of the data set. The gate's memory is about its key, which is the prompt unless the row has one."""
+    prompt = row["prompt"]
+    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+    return Problem(row.get("key") or json.dumps(prompt), messages, "", row.get("demonstration") or None)
 
 
 def _refuse(args: GRPOConfig, data: Any, more: dict[str, Any]) -> None:
