@@ -5,11 +5,15 @@
 Gate, SSI and the shaped loss are this kit's; all else is TRL's: accelerate, DeepSpeed, FSDP, vLLM, peft, logging, checkpoints.
 After TRL has sampled a step's completions they are rewarded, the gate decides, and the teacher takes a seat; then TRL goes on
 with what it finds there. Its loss sees the students. The teacher's term is added, divided as TRL divides the students'.
+
+The output folder is a run's folder, too (`runs.log`): `watch`, `report` and every figure read it.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,19 +21,24 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import Gate
 from hapo_lab.loss import Shaping, aggregation_weights, ratio, shaped_surrogate
-from hapo_lab.methods import judge
+from hapo_lab.methods import HAPO, Method, judge
 from hapo_lab.policy.chat import end_ids
+from hapo_lab.reproducibility.catalogue import method_described
+from hapo_lab.reproducibility.kit import installed_version
 from hapo_lab.reproducibility.seeds import gate_uniforms
+from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.record import changed_entries, record_of
 from hapo_lab.ssi import Group, Rollout, known, synthetic_success_injection
 from hapo_lab.tasks.problem import Problem
 
 STATE = "hapo.json"
-"""What the gate remembers, in a checkpoint's folder."""
+"""What the gate remembers, and the rounds so far, in a checkpoint's folder."""
 AGGREGATIONS = {"grpo": "grpo", "bnpo": "dapo", "dr_grpo": "dr_grpo"}
 """TRL's loss types whose divisor is of the piece at hand, and the kit's names for what they do with it."""
 LEFT = {"beta": 0.0, "off_policy_mask_threshold": None, "top_entropy_quantile": 1.0, "use_liger_kernel": False,
@@ -43,6 +52,60 @@ class HAPOConfig(GRPOConfig):
 
     success: float | None = field(default=None, metadata={
         "help": "The least sum of a completion's rewards that the gate counts as a success. Default: rewards are 0 or 1."})
+
+
+class Journal(TrainerCallback):
+    """Writes the run's folder, in the main process. A step there is a round of completions; it is written when TRL logs.
+
+    Parameters
+    ----------
+    method : Method
+        As the folder's run.json names it.
+    """
+
+    def __init__(self, method: Method):
+        self.method = method
+        self.log: RunLog | None = None
+        self.rounds = 0
+        """Rounds that the checkpoint had seen from which training goes on; later those that were written."""
+        self.open: list[dict[str, Any]] = []
+        """What is known of the rounds that are still to be written."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Make the folder, or go back to where the checkpoint was. ValueError if another run is there."""
+        if not state.is_world_process_zero:
+            return
+        folder, self.open = Path(args.output_dir), []
+        if self.rounds and (folder / "run.json").exists():
+            self.log = RunLog.load(folder)
+            self.log.rewind(self.rounds)
+        else:
+            config = {"steps": state.max_steps, "prompts": args.generation_batch_size // args.num_generations,
+                      "group_size": args.num_generations, "seed": args.seed, "eval_every": 0}
+            versions = {"engine": f"TRL {installed_version('trl')}", "processes": args.world_size, "device": args.device.type}
+            self.log = RunLog({"model": model.config._name_or_path, "task": "TRL", "method": method_described(self.method),
+                               "config": config, "versions": versions}, folder)
+            self.log.create()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+        """Write what is open; the log's figures are the last round's."""
+        if logs and "loss" in logs:
+            self.write(logs)
+
+    def write(self, logs: dict[str, float]) -> None:
+        """The open rounds, as steps of the run."""
+        while self.log and self.open:
+            one, figures = self.open.pop(0), {} if self.open else logs
+            self.rounds += 1
+            record = record_of(
+                self.rounds, one["sampled"], one["taught"], gate_state=one["gate_state"], seconds=one["seconds"],
+                teacher_samples=sum(g.replaced >= 0 for g in one["taught"]), dead_before=sum(g.dead for g in one["sampled"]),
+                without_demonstration=sum(not g.problem.demonstration for g in one["sampled"]), updated=True,
+                loss=figures.get("loss"), grad_norm=figures.get("grad_norm"), entropy=figures.get("entropy"),
+                clip_fraction=figures.get("clip_ratio/region_mean"), learning_rate=figures.get("learning_rate", math.nan),
+                teacher_share=None, teacher_logp=None, kl=None, heldout=None,
+                tokens_trained=sum(len(r.ids) for g in one["taught"] for r in g.rollouts if not g.dead))
+            self.log.add(record, one["taught"])
 
 
 class HAPOTrainer(GRPOTrainer):
@@ -74,17 +137,23 @@ class HAPOTrainer(GRPOTrainer):
         self._rows: Sequence[dict] = ()
         self._rewards: torch.Tensor | None = None
         self._teacher = torch.zeros(0, dtype=torch.bool)
+        self.journal = Journal(replace(HAPO, gate=gate, shaping=shaping))
         super().__init__(model, reward_funcs, args=args, train_dataset=train_dataset, **more)
+        self.add_callback(self.journal)
         ends = end_ids(self._tokenizer, self.model.generation_config.eos_token_id, self.chat_template_kwargs)
         self._end = ends[0]
 
     # rollouts ------------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        self._rows, self._rewards = inputs, None
+        began, self._rows, self._rewards = time.perf_counter(), inputs, None
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
             output["teacher"] = self._teacher.to(output["advantages"].device)
+            advantages = torch.tensor(list(self._logs["advantages"])).view(-1, self.num_generations)
+            one = self.journal.open[-1]
+            one["taught"] = [replace(g, advantages=a) for g, a in zip(one["taught"], advantages, strict=True)]
+            one["seconds"] = {"rollout": time.perf_counter() - began}
         return output
 
     def _generate(self, prompts: list) -> tuple:
@@ -93,7 +162,7 @@ class HAPOTrainer(GRPOTrainer):
             return found
         prompt_ids, ids, masks, completions, logps, *rest = found
         rewards = super()._calculate_rewards(self._rows, prompts, completions, ids)
-        groups = self._judged(rewards, ids, completions)
+        before, groups = self.gate_state, self._judged(rewards, ids, completions)
         taught = [self._taught(group, totals) for group, totals in zip(groups, self._totals(rewards), strict=True)]
         rollouts = [rollout for group in taught for rollout in group.rollouts]
         first = self.accelerator.process_index * len(prompts)
@@ -104,6 +173,8 @@ class HAPOTrainer(GRPOTrainer):
             if logps is not None:
                 logps[i] = [0.0] * len(ids[i])
         self._rewards = None if any(rollout.teacher for rollout in rollouts) else rewards
+        self.journal.open.append({"sampled": groups, "taught": taught,
+                                  "gate_state": changed_entries(before, self.gate_state)})
         self._note(groups, taught)
         return prompt_ids, ids, masks, completions, logps, *rest
 
@@ -203,12 +274,14 @@ class HAPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            (folder / STATE).write_text(json.dumps(self.gate_state))
+            self.journal.write({})
+            (folder / STATE).write_text(json.dumps({"gate": self.gate_state, "rounds": self.journal.rounds}))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and (path := Path(checkpoint, STATE)).exists():
-            self.gate_state = json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            self.gate_state, self.journal.rounds = found["gate"], found["rounds"]
 
 
 def _problem(row: dict) -> Problem:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,9 @@ from trl_step import GROUPS, N, policy, problems
 from hapo_lab.engines.protocol import Sampling
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import HAPO, judge, teach
+from hapo_lab.pictures import figures
 from hapo_lab.policy.chat import demonstration_ids, prompt_ids
+from hapo_lab.runs.log import RunLog
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
@@ -25,6 +28,13 @@ from hapo_lab.training.learner import Learner
 from hapo_lab.trl import AGGREGATIONS, HAPOConfig, HAPOTrainer
 
 HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launcher(processes):
+    """What stands between Python and a program that so many processes run; on a CPU they talk by gloo."""
+    return ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else []
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +66,8 @@ def given(moved, groups, tmp_path_factory):
 def step(folder, given, rows, pieces, loss_type="dapo", processes=1):
     """TRL's loss and gradients, from processes of their own."""
     script = [str(HERE / "trl_step.py"), str(folder), str(given), str(rows), str(pieces), loss_type]
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, cwd=HERE,
-                          env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, *launcher(processes), *script], capture_output=True, text=True, cwd=HERE,
+                          env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "step.pt", weights_only=True)
 
@@ -99,6 +107,42 @@ def test_pieces_and_processes_make_no_difference(given, tmp_path, rows, pieces, 
     parts = step(tmp_path / "parts", given, rows, pieces, processes=processes)
     near(parts["gradients"], whole["gradients"])
     assert parts["logged"]["hapo/posterior"] == whole["logged"]["hapo/posterior"]
+
+
+def train(folder, steps, rows, last=0, processes=1):
+    return subprocess.run([sys.executable, *launcher(processes), str(HERE / "trl_train.py"), str(folder), str(steps), str(rows),
+                           str(last)], capture_output=True, text=True, cwd=HERE, env=ENVIRONMENT)
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path):
+    """Between two checkpoints: what came after the last one is done again, and the gate remembers what it knew then."""
+    assert train(tmp_path / "whole", 7, 32).returncode == 0
+    assert train(tmp_path / "killed", 7, 32, last=6).returncode == -signal.SIGKILL
+    assert len(RunLog.load(tmp_path / "killed").steps) == 5  # the sixth was not logged yet
+    assert train(tmp_path / "killed", 7, 32).returncode == 0
+    whole, killed = (RunLog.load(tmp_path / name) for name in ("whole", "killed"))
+    for a, b in zip(whole.steps, killed.steps, strict=True):
+        assert (a.step, a.problems, a.successes, a.replaced, a.posterior) == (b.step, b.problems, b.successes, b.replaced,
+                                                                             b.posterior)
+        assert a.loss == pytest.approx(b.loss, abs=1e-6)
+    assert whole.gate_state(7) == killed.gate_state(7) != {}
+
+
+def test_two_processes_learn_the_sums_and_let_the_teacher_go(tmp_path):
+    done = train(tmp_path / "run", 24, 32, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = RunLog.load(tmp_path / "run")
+    first, last = log.steps[:4], log.steps[-4:]
+    assert sum(r.reward for r in first) / 4 < 0.1 and sum(r.reward for r in last) / 4 > 0.6
+    assert all(r.teacher_samples == 8 for r in first) and sum(r.teacher_samples for r in last) < 24
+    assert log.manifest["versions"]["processes"] == 2 and len(log.groups_of(24)) == 8
+    figures.training_figure(log)
+
+
+def test_another_runs_folder_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    done = train(tmp_path, 1, 32)
+    assert done.returncode and "holds a run already" in done.stderr
 
 
 SHAPES = {
