@@ -75,14 +75,18 @@ def main() -> None:
             how = ["--row", "--models", model, "--tokens", str(tokens), "--prompts", str(asked.prompts)]
             out = subprocess.run([sys.executable, __file__, *how], check=True, text=True, stdout=subprocess.PIPE).stdout
             rows[f"{model}, {tokens}"] = json.loads(out.splitlines()[-1])
-            print(line(f"{model}, {tokens}", rows[f"{model}, {tokens}"]), flush=True)
+            print(*table(rows)[-1 if len(rows) > 1 else 0:], sep="\n", flush=True)
     write(Path(__file__).parent / "results" / "memory.json", machine=machine(), rows=rows)
 
 
-def line(name: str, row: dict) -> str:
-    """A row of the table."""
-    measured, planned = max(row["rollouts"], row["update"]), row["planned"]["peak"]
-    return (f"| {name} | {row['rollouts'] >> 20:,} | {row['update'] >> 20:,} | {planned >> 20:,} | {planned / measured:.2f} |")
+def table(rows: dict[str, dict]) -> list[str]:
+    """As it stands in benchmarks/README.md."""
+    lines = ["| model, new tokens | rollouts | update | planned | planned over the larger |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        measured, planned = max(row["rollouts"], row["update"]), row["planned"]["peak"]
+        lines.append(f"| {name} | {row['rollouts'] >> 20:,} MiB | {row['update'] >> 20:,} MiB | {planned >> 20:,} MiB "
+                     f"| {planned / measured:.2f} |")
+    return lines
 
 
 if __name__ == "__main__":

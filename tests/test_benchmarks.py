@@ -77,6 +77,9 @@ def test_the_pages_tables_are_those_of_the_results(benchmark):
     assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed
     assert "\n".join(benchmark("neighbour").table(results("neighbour")["repeats"])) in speed
     assert "\n".join(benchmark("gpu").table(results("gpu")["shapes"])) in speed
+    assert "\n".join(benchmark("memory").table(results("memory")["rows"])) in speed
+    assert "\n".join(benchmark("layouts").table(results("layouts")["rows"])) in speed
+    assert all(line in speed for line in benchmark("limit").lines(*map(results("limit").get, ("can", "phases", "where"))))
     assert "\n".join(benchmark("to_success").table()) in success
     assert "\n".join(benchmark("purity_runs").table()) in purity
     assert "\n".join(benchmark("seats").table()) in purity

@@ -154,7 +154,7 @@ def test_what_no_task_can_be_made_of_is_refused_before_anything_runs(tmp_path):
 
 def test_too_many_processes_for_the_memory_are_refused_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("hapo_lab.experiments.processes.memory_available", lambda device: 2 * 2**30)
-    with pytest.raises(ValueError, match=r"8 processes need some \d+.\d GiB and 2.0 are free: ask for 2"):
+    with pytest.raises(ValueError, match=r"8 processes need some \d+.\d GiB and 2.0 are free: ask for 3"):
         run(TWO, tmp_path / "run", processes=8)
     assert not (tmp_path / "run").exists()
 
