@@ -79,6 +79,9 @@ class Journal(TrainerCallback):
         if self.rounds and (folder / "run.json").exists():
             self.log = RunLog.load(folder)
             self.log.rewind(self.rounds)
+        elif (folder / "run.json").exists():
+            raise ValueError(f"{folder} holds a run already: go on from its last checkpoint "
+                             "(train(resume_from_checkpoint=True)), or choose another output_dir.")
         else:
             config = {"steps": state.max_steps, "prompts": args.generation_batch_size // args.num_generations,
                       "group_size": args.num_generations, "seed": args.seed, "eval_every": 0}
@@ -94,8 +97,11 @@ class Journal(TrainerCallback):
 
     def write(self, logs: dict[str, float]) -> None:
         """The open rounds, as steps of the run."""
-        while self.log and self.open:
-            one, figures = self.open.pop(0), {} if self.open else logs
+        log, rounds, self.open = self.log, self.open, []
+        if not log:  # in other processes than the main one
+            return
+        for one in rounds:
+            figures = logs if one is rounds[-1] else {}
             self.rounds += 1
             record = record_of(
                 self.rounds, one["sampled"], one["taught"], gate_state=one["gate_state"], seconds=one["seconds"],
@@ -105,7 +111,7 @@ class Journal(TrainerCallback):
                 clip_fraction=figures.get("clip_ratio/region_mean"), learning_rate=figures.get("learning_rate", math.nan),
                 teacher_share=None, teacher_logp=None, kl=None, heldout=None,
                 tokens_trained=sum(len(r.ids) for g in one["taught"] for r in g.rollouts if not g.dead))
-            self.log.add(record, one["taught"])
+            log.add(record, one["taught"])
 
 
 class HAPOTrainer(GRPOTrainer):
