@@ -12,7 +12,6 @@ The output folder is a run's folder, too (`runs.log`): `watch`, `report` and eve
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -68,6 +67,8 @@ class Journal(TrainerCallback):
         self.log: RunLog | None = None
         self.rounds = 0
         """Rounds that the checkpoint had seen from which training goes on; later those that were written."""
+        self.rate = 0.0
+        """As TRL last logged it."""
         self.open: list[dict[str, Any]] = []
         """What is known of the rounds that are still to be written."""
 
@@ -100,6 +101,7 @@ class Journal(TrainerCallback):
         log, rounds, self.open = self.log, self.open, []
         if not log:  # in other processes than the main one
             return
+        self.rate = logs.get("learning_rate", self.rate)
         for one in rounds:
             figures = logs if one is rounds[-1] else {}
             self.rounds += 1
@@ -108,7 +110,7 @@ class Journal(TrainerCallback):
                 teacher_samples=sum(g.replaced >= 0 for g in one["taught"]), dead_before=sum(g.dead for g in one["sampled"]),
                 without_demonstration=sum(not g.problem.demonstration for g in one["sampled"]), updated=True,
                 loss=figures.get("loss"), grad_norm=figures.get("grad_norm"), entropy=figures.get("entropy"),
-                clip_fraction=figures.get("clip_ratio/region_mean"), learning_rate=figures.get("learning_rate", math.nan),
+                clip_fraction=figures.get("clip_ratio/region_mean"), learning_rate=self.rate,
                 teacher_share=None, teacher_logp=None, kl=None, heldout=None,
                 tokens_trained=sum(len(r.ids) for g in one["taught"] for r in g.rollouts if not g.dead))
             log.add(record, one["taught"])
