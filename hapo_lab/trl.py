@@ -21,7 +21,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+
+try:
+    from trl import GRPOConfig, GRPOTrainer
+except ModuleNotFoundError:
+    raise ModuleNotFoundError('hapo_lab.trl needs the library trl: python -m pip install "hapo_lab[trl]".') from None
 
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import Gate
