@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DIST ?= dist
 
-.PHONY: demo check test soak lab notebooks wheel colab setup vllm docs clean
+.PHONY: demo check test soak lab notebooks wheel colab setup vllm deepspeed docs clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -17,7 +17,7 @@ test: setup  ## the tests: ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2
 
 # In two processes as well: each SmolLM2 then has one thread, and the whole takes less time.
-soak: setup .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site
+soak: setup deepspeed .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site, ZeRO
 	@$(BIN)/python -m pytest -n 2 -m soak
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
@@ -54,6 +54,13 @@ else
 endif
 	@touch $@
 
+deepspeed: .venv-deepspeed/done  ## DeepSpeed, for the tests of ZeRO on a CPU; in a folder of its own
+
+# It builds with the torch that it will run with.
+.venv-deepspeed/done: requirements-deepspeed.txt .venv/done
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target .venv-deepspeed -r requirements-deepspeed.txt
+	@touch $@
+
 docs: .venv-docs/done  ## the site: README, lessons with their pictures, the reference; in site/, to be read without a server
 	@rm -rf build/site
 	@OMP_NUM_THREADS=1 .venv-docs/bin/sphinx-build -qEW --keep-going -c docs -d build/pages . build/site
@@ -67,4 +74,4 @@ docs: .venv-docs/done  ## the site: README, lessons with their pictures, the ref
 	@touch $@
 
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm .venv-docs build dist site docs/reference notebooks/runs
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-docs build dist site docs/reference notebooks/runs

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 try:
+    from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 except ModuleNotFoundError:
     raise ModuleNotFoundError('hapo_lab.trl needs the library trl: python -m pip install "hapo_lab[trl]".') from None
@@ -38,7 +39,7 @@ from hapo_lab.reproducibility.seeds import gate_uniforms
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.record import changed_entries, record_of
 from hapo_lab.ssi import Group, Rollout, known, synthetic_success_injection
-from hapo_lab.tasks.problem import Problem
+from hapo_lab.tasks.problem import Problem, Task
 
 STATE = "hapo.json"
 """What the gate remembers, and the rounds so far, in a checkpoint's folder."""
@@ -55,6 +56,30 @@ class HAPOConfig(GRPOConfig):
 
     success: float | None = field(default=None, metadata={
         "help": "The least sum of a completion's rewards that the gate counts as a success. Default: rewards are 0 or 1."})
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if not (self.generation_batch_size or 0) % self.num_generations:
+                raise
+            raise ValueError(
+                f"{self.generation_batch_size} completions per round are no whole groups of {self.num_generations}: choose a "
+                "multiple for per_device_train_batch_size times gradient_accumulation_steps times the processes.") from error
+
+
+def dataset_of(problems: Iterable[Problem]) -> Dataset:
+    """A task's problems as TRL takes them, with the column `demonstration`; `key` names the problem for gate and reward."""
+    return Dataset.from_list([{"prompt": list(p.messages), "key": p.key, "demonstration": p.demonstration} for p in problems])
+
+
+def reward_of(task: Task) -> Callable[..., list[float]]:
+    """The task's verifier as a reward function of TRL's, for `dataset_of` its problems."""
+    problems = {problem.key: problem for problem in (*task.train, *task.heldout)}
+
+    def verified(completions: list[list[dict]], key: list[str], **_: Any) -> list[float]:
+        return [float(task.verify(problems[k], c[0]["content"]).correct) for k, c in zip(key, completions, strict=True)]
+    return verified
 
 
 class Journal(TrainerCallback):

@@ -1,13 +1,15 @@
 """Recipes, and what a training needs before it starts."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hapo_lab.commands.cli import USUAL, main, parser
-from hapo_lab.commands.plan import GIB, Job, hours, memory_table, misfits
+from hapo_lab.commands.cluster import LAYOUTS, MEMORY, rollouts_of, update_of
+from hapo_lab.commands.plan import GIB, Job, hours, memory_table, misfits, shape_of
 from hapo_lab.policy.memory import PIECES, PROCESS, activations, row_bytes
 from hapo_lab.policy.models import PRESETS
 from hapo_lab.policy.rates import Rates
@@ -125,3 +127,53 @@ def test_a_plan_of_tiny_is_made_by_its_usual_numbers(recipe, capsys):
     main(["plan", str(recipe('model = "tiny"\n'))])
     said = capsys.readouterr().out
     assert f"{TINY.prompts * TINY.group_size} of 64 completions" in said and "GiB are free" in said and USUAL["tiny"][1] == TINY
+
+
+# several GPUs ------------------------------------------------------------------------------------------------------
+
+PAPERS = str(ROOT / "recipes" / "h100-qwen2.5-math-7b.toml")
+
+
+def test_the_plan_for_eight_gpus_is_the_pages(capsys):
+    main(["plan", PAPERS, "--gpus", "8"])
+    page = (ROOT / "docs" / "many-gpus.md").read_text()
+    table, words = capsys.readouterr().out.strip().split("\n\n")
+    assert table in page and words in " ".join(page.split())
+
+
+@pytest.fixture(scope="module")
+def papers():
+    return Job(shape_of("qwen2.5-math-7b"), Config(prompts=128, group_size=8), 8192, quantize=False)
+
+
+def test_zero_keeps_sixteen_bytes_per_weight_in_all(papers):
+    """2 in bfloat16, 2 of the gradient, 4 in float32, 8 of Adam's moments."""
+    parameters = papers.shape.linear + papers.shape.other
+    two, three = (update_of(papers, layout, 8).state for layout in LAYOUTS[1:3])
+    assert three == pytest.approx(16 * parameters / 8, rel=1e-6)
+    assert two == pytest.approx((2 + 14 / 8) * parameters, rel=1e-6)
+
+
+def test_rollouts_read_the_weights_once_per_token_and_batch(papers):
+    """As many completions at a time as the memory holds; each token reads what lies before it."""
+    found = rollouts_of(papers, LAYOUTS[0], 8, MEMORY, waiting=10 * GIB)
+    assert 128 > found.together > rollouts_of(papers, LAYOUTS[0], 8, MEMORY, waiting=20 * GIB).together > 0
+    assert found.weights == pytest.approx(128 / found.together * 8192 * papers.whole / 2.6e12)
+    assert found.memory <= 0.95 * MEMORY and found.utilization < 0.95
+    token = 2 * 2 * 28 * 4 * 128  # bytes: key and value, 28 layers, 4 heads of 128
+    assert found.cache == pytest.approx(128 * token * sum(256 + t for t in range(8192)) / 2.6e12, rel=1e-3)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--gpus", "3"], "--gpus is 3: a machine has 2, 4, 8 of them"), (["--gpus", "0"], "--gpus is 0"),
+    (["--gpus", "2", "--memory", "30"], "on 2 GPUs of 30 GiB nothing fits: take fewer max_new_tokens")])
+def test_gpus_that_can_not_be_planned_for_are_refused(options, words):
+    with pytest.raises(SystemExit, match=words):
+        main(["plan", PAPERS, *options])
+
+
+@pytest.mark.parametrize(("run", "layout"), [("qwen2.5_math_7b", LAYOUTS[1]), ("qwen2.5_math_7b_lora", LAYOUTS[0])])
+def test_the_examples_leave_the_trainer_its_memory(papers, run, layout):
+    share = float(re.search(r"vllm_gpu_memory_utilization: (.*)", (ROOT / "examples" / f"{run}.yaml").read_text())[1])
+    planned = rollouts_of(papers, layout, 8, MEMORY, update_of(papers, layout, 8).state).utilization
+    assert planned - 0.05 < share <= planned

@@ -1,19 +1,20 @@
 """One step of `HAPOTrainer` on given completions, as a program: python trl_step.py FOLDER GIVEN.json ROWS PIECES LOSS_TYPE
 
-GIVEN holds the tokens of each prompt's completions. FOLDER/step.pt gets the loss and the gradients as the optimizer sees them.
+GIVEN holds the tokens of each prompt's completions. FOLDER/step.pt gets the loss and the gradients: what a step of plain
+gradient descent at rate 1 has taken from the weights, wherever they are kept.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
+from accelerate.state import DistributedType, PartialState
 
 from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.trl import HAPOConfig, HAPOTrainer
+from hapo_lab.trl import HAPOConfig, HAPOTrainer, dataset_of, reward_of
 
 N, GROUPS = 8, 4
 
@@ -31,21 +32,16 @@ def problems():
     return load_task("sums").train[:GROUPS]
 
 
-def reward(completions, key, **_):
-    task = load_task("sums")
-    by_key = {p.key: p for p in task.train}
-    return [float(task.verify(by_key[k], c[0]["content"]).correct) for k, c in zip(key, completions, strict=True)]
+SHARDED = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & set(os.environ)
+if SHARDED:  # accelerate shards over GPUs alone, until it takes these processes for some
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
 def config(folder, rows, pieces, **more):
-    return HAPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+    return HAPOConfig(output_dir=str(folder), use_cpu=not SHARDED, bf16=False, gradient_checkpointing=False, report_to=[],
                       per_device_train_batch_size=rows, gradient_accumulation_steps=pieces, num_generations=N,
                       max_completion_length=28, disable_tqdm=True, logging_steps=1,
                       lr_scheduler_type="constant", seed=0, **more)
-
-
-def data():
-    return Dataset.from_list([{"prompt": list(p.messages), "key": p.key, "demonstration": p.demonstration} for p in problems()])
 
 
 class Given(HAPOTrainer):
@@ -56,19 +52,16 @@ class Given(HAPOTrainer):
         return [GIVEN[json.dumps(ids)][(first + i) % N] for i, ids in enumerate(prompt_ids)], None
 
 
-class Gradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.found = [p.grad.clone() for p in model.parameters() if p.requires_grad]
-
-
 if __name__ == "__main__":
     folder, given, rows, pieces, loss_type = sys.argv[1:]
-    GIVEN = json.loads(Path(given).read_text())
-    seen, one = Gradients(), policy()
-    how = config(folder, int(rows), int(pieces), max_steps=1, save_strategy="no", max_grad_norm=0.0, learning_rate=1e-9,
-                 shuffle_dataset=False, loss_type=loss_type)
-    trainer = Given(one.model, reward, how, data(), processing_class=one.tokenizer, callbacks=[seen])
+    GIVEN, one = json.loads(Path(given).read_text()), policy()
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters() if p.requires_grad}
+    how = config(folder, int(rows), int(pieces), max_steps=1, save_strategy="no", max_grad_norm=0.0, learning_rate=1.0,
+                 optim="sgd", shuffle_dataset=False, loss_type=loss_type)
+    trainer = Given(one.model, reward_of(load_task("sums")), how, dataset_of(problems()), processing_class=one.tokenizer)
     trainer.train()
+    after = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # put together by all processes
     if trainer.accelerator.is_main_process:
         logged, = (row for row in trainer.state.log_history if "loss" in row)
-        torch.save({"logged": logged, "gradients": seen.found}, Path(folder) / "step.pt")
+        torch.save({"logged": logged, "wrapped": type(trainer.model_wrapped).__name__,
+                    "gradients": [p - after[name] for name, p in before.items()]}, Path(folder) / "step.pt")

@@ -7,15 +7,14 @@ import os
 import signal
 import sys
 
-from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl_step import config, reward
+from trl_step import config
 
 from hapo_lab.gates import RunningGate
 from hapo_lab.policy.models import load_policy
 from hapo_lab.tasks.builtin import load_task
-from hapo_lab.trl import HAPOTrainer
+from hapo_lab.trl import HAPOTrainer, dataset_of, reward_of
 
 
 class Kill(TrainerCallback):
@@ -26,8 +25,8 @@ class Kill(TrainerCallback):
 
 if __name__ == "__main__":
     folder, steps, rows, LAST = sys.argv[1], *map(int, sys.argv[2:])
-    rows_of = [{"prompt": list(p.messages), "key": p.key, "demonstration": p.demonstration} for p in load_task("sums").train]
-    policy = load_policy("tiny", quantize=False, seed=0)
-    trainer = HAPOTrainer(policy.model, reward, config(folder, rows, 1, max_steps=steps, save_steps=4, learning_rate=2e-3),
-                          Dataset.from_list(rows_of), gate=RunningGate(), processing_class=policy.tokenizer, callbacks=[Kill()])
+    policy, task = load_policy("tiny", quantize=False, seed=0), load_task("sums")
+    how = config(folder, rows, 1, max_steps=steps, save_steps=4, learning_rate=2e-3)
+    trainer = HAPOTrainer(policy.model, reward_of(task), how, dataset_of(task.train), gate=RunningGate(),
+                          processing_class=policy.tokenizer, callbacks=[Kill()])
     trainer.train(resume_from_checkpoint=os.path.isdir(folder) and get_last_checkpoint(folder))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hapo_lab.baselines import METHODS
 from hapo_lab.commands.bench import add_bench_options
+from hapo_lab.commands.cluster import plan_cluster
 from hapo_lab.commands.demo import demo
 from hapo_lab.commands.doctor import main as examine_machine
 from hapo_lab.commands.doctor import report as report_findings
@@ -192,8 +193,11 @@ def plan(args: argparse.Namespace) -> None:
     named = name in TASKS or name.startswith(PREFIX)
     room = load_task(name, **dict(asked.task_arg)).max_new_tokens if named else ROOM
     room = room if asked.max_new_tokens is None else asked.max_new_tokens
-    plan_recipe(args, Job(shape_of(asked.model), _config(asked), room, args.prompt_tokens,
-                          quantize=not asked.no_quantize, rank=asked.rank))
+    job = Job(shape_of(asked.model), _config(asked), room, args.prompt_tokens, quantize=not asked.no_quantize, rank=asked.rank)
+    if args.gpus == 1:
+        plan_recipe(args, job)
+    else:
+        print("\n".join(plan_cluster(job, args.gpus, args.memory)))
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -246,6 +250,7 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     p.set_defaults(run_command=plan)
     p.add_argument("recipe", type=Path, help="TOML, as train --recipe takes it")
     p.add_argument("--memory", type=float, help="GiB of a GPU that is not this machine's; default: what is free here")
+    p.add_argument("--gpus", type=int, default=1, help="of one machine, inside TRL, as H100s: a row per layout; default: 1")
     p.add_argument("--prompt-tokens", type=int, default=PROMPT, help=f"of the longest prompt; default: {PROMPT}")
 
     p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")

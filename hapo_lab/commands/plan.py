@@ -38,6 +38,11 @@ class Job:
         return self.prompt_tokens + self.new_tokens
 
     @property
+    def whole(self) -> int:
+        """Bytes of all weights, unquantized."""
+        return self.width * (self.shape.linear + self.shape.other)
+
+    @property
     def rows(self) -> int:
         """Completions in a step."""
         return self.config.prompts * self.config.group_size
