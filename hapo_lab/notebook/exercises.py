@@ -29,9 +29,9 @@ UNANSWERED = Mark(None, "write your answer above")
 _EXERCISES: dict[str, Callable[..., Mark]] = {}
 
 
-def exercises() -> list[str]:
-    """Their names."""
-    return list(_EXERCISES)
+def exercises(module: str = __name__) -> list[str]:
+    """The names of a module's checks."""
+    return [name for name, check in _EXERCISES.items() if check.__module__ == module]
 
 
 def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
