@@ -1,6 +1,7 @@
 """HAPO in 60 lines: its checks, its length, and its step beside the kit's own, on real groups."""
 
 import ast
+import doctest
 import io
 import tokenize
 from dataclasses import replace
@@ -14,7 +15,7 @@ from test_checks import Hostile, broken
 from hapo_lab.engines.protocol import Sampling
 from hapo_lab.methods import HAPO, judge
 from hapo_lab.methods import teach as taught_by_the_kit
-from hapo_lab.notebook import checks_of_groups, checks_of_updates, sixty_lines
+from hapo_lab.notebook import build, checks_of_groups, checks_of_updates, classroom, quiz, sixty_lines
 from hapo_lab.notebook.build import CHECKS, checked
 from hapo_lab.notebook.classroom import Diary, Student, teacher_of
 from hapo_lab.notebook.exercises import exercises
@@ -47,6 +48,12 @@ def test_lines_of_code_are_counted():
 def test_the_whole_of_hapo_is_at_most_sixty_lines():
     """Imports included."""
     assert 40 <= lines_of_code(Path(sixty_lines.__file__).read_text()) <= 60
+
+
+@pytest.mark.parametrize("module", [build, classroom, quiz])
+def test_the_examples_in_the_docstrings_hold(module):
+    failed, tried = doctest.testmod(module, extraglobs={"load_policy": load_policy, "load_task": load_task})
+    assert not failed and tried >= 2
 
 
 # the same step -----------------------------------------------------------------------------------------------------

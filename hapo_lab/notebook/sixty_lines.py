@@ -1,4 +1,4 @@
-"""HAPO in less than 60 lines: what lesson 10 asks for, function by function.
+"""HAPO in fewer than 60 lines: what lesson 10 asks for, function by function.
 
 A rollout has `ids`, `reward` and `teacher` (`hapo_lab.Rollout`). A student has `sample(problems)`, `prompt(problem)` and a
 `model` (`hapo_lab.notebook.build.Student`). Shapes: N rollouts a group, B rollouts a step, L tokens of the longest row.
