@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.exercises import Mark, _is_open, exercise
+from hapo_lab.notebook.exercises import Mark, _is_open, safe
 from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
 from hapo_lab.ssi import Rollout
 
@@ -36,7 +36,7 @@ def _compared(std: Callable[[np.ndarray], Any]) -> Callable:
     return lambda r, divide=True: (np.asarray(r) - np.mean(r)) / (std(np.asarray(r)) if divide else 1)
 
 
-@exercise
+@safe
 def group_advantages(answer: Any) -> Mark:
     """a function of a tensor of rewards, and `std`: (r - mean) / (std + 1e-4), the std dividing by N - 1; or r - mean"""
     def trace(function: Callable) -> Trace:
@@ -57,7 +57,7 @@ def group_advantages(answer: Any) -> Mark:
         "what counts is how far a rollout lies above its own group.")
 
 
-@exercise
+@safe
 def gate_decision(answer: Any) -> Mark:
     """a function of S, N, a0, b0 and gamma: True where the mean of Beta(a0 + S, b0 + N - S) is below gamma"""
     def trace(function: Callable) -> Trace:
@@ -95,7 +95,7 @@ def _group(rewards: Sequence[float]) -> list[Rollout]:
 SHOWN = _rollout(99, 1, teacher=True)
 
 
-@exercise
+@safe
 def injection(answer: Any) -> Mark:
     """a function of a list of rollouts and a demonstration: a new list, in which it has the first worst rollout's seat"""
     def trace(function: Callable) -> Trace:
@@ -150,7 +150,7 @@ def _sampled(rollouts: Sequence[Rollout]) -> bool:
     return solution.injects(sum(r.reward for r in rollouts), len(rollouts))
 
 
-@exercise
+@safe
 def taught_group(answer: Any) -> Mark:
     """a function of a sampled group and a demonstration: the group after gate and injection, and its advantages"""
     def trace(function: Callable) -> Trace:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.exercises import Mark, _is_open, exercise
+from hapo_lab.notebook.exercises import Mark, _is_open, safe
 from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
 from hapo_lab.ssi import Rollout
 
@@ -25,7 +25,7 @@ def _with_gradient(function: Callable, x: Tensor, *more: Tensor) -> tuple[np.nda
     return found, numbers(gradient)
 
 
-@exercise
+@safe
 def losses_of_tokens(answer: Any) -> Mark:
     """a function of logp, old_logp, advantages and teacher: minus the clipped objective, or for a teacher minus F(p) A"""
     ratios = torch.tensor([0.5, 0.9, 1.0, 1.1, 1.5])
@@ -81,7 +81,7 @@ def losses_of_tokens(answer: Any) -> Mark:
         "students have a ratio and a clip; the teacher has F and neither.")
 
 
-@exercise
+@safe
 def mean_of_tokens(answer: Any) -> Mark:
     """a function of losses and mask: the mean of the losses where the mask is True"""
     losses = torch.tensor([[1.0, 2.0, 4.0, 100.0], [8.0, 100.0, 100.0, 100.0], [0.0, 0.0, 0.5, 0.0]])
@@ -178,7 +178,7 @@ STEP_SLIPS = {
     "ascent": "the loss goes up: an optimizer descends, so it wants minus the objective"}
 
 
-@exercise
+@safe
 def training_step(answer: Any) -> Mark:
     """a function of student, teacher, problems and optimizer: one step; returns the loss, the sampled and the taught groups"""
     def trace(function: Callable) -> Trace:

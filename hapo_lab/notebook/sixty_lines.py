@@ -1,7 +1,7 @@
 """HAPO in fewer than 60 lines: what lesson 10 asks for, function by function.
 
 A rollout has `ids`, `reward` and `teacher` (`hapo_lab.Rollout`). A student has `sample(problems)`, `prompt(problem)` and a
-`model` (`hapo_lab.notebook.build.Student`). Shapes: N rollouts a group, B rollouts a step, L tokens of the longest row.
+`model` (`hapo_lab.notebook.classroom.Student`). Shapes: N rollouts per group, B rollouts and L places per step.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
 
 
 def log_probs(student: Any, problems: Sequence, groups: Sequence[Sequence[Rollout]]) -> tuple[Tensor, Tensor]:
-    """(B, L - 1) log-probabilities of every next token in rows of prompt, completion and padding; and a bool mask of the same
-    shape, True on the completions' tokens."""
+    """(B, L) log-probabilities of each next token in rows of prompt, completion and padding, L being one less than the longest
+    row; and a (B, L) mask, True on the completions' tokens."""
     rows = [(student.prompt(problem), r.ids) for problem, group in zip(problems, groups, strict=True) for r in group]
     ids = pad_sequence([torch.tensor([*prompt, *said]) for prompt, said in rows], batch_first=True)
     logits = student.model(ids).logits[:, :-1]  # each place predicts the next token
