@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hapo_lab.notebook.exercises import Mark
+from hapo_lab.notebook.marking import Mark
 from hapo_lab.notebook.quiz import QUESTIONS, Question, question, summary
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hapo_lab.notebook import checks_of_groups as groups
 from hapo_lab.notebook import checks_of_updates as updates
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.exercises import Mark
+from hapo_lab.notebook.marking import Mark
 from hapo_lab.notebook.tracing import numbers
 from hapo_lab.ssi import Rollout
 

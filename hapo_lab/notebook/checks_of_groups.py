@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.exercises import Mark, _is_open, safe
+from hapo_lab.notebook.marking import Mark, is_open, safe
 from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
 from hapo_lab.ssi import Rollout
 
@@ -24,7 +24,7 @@ def any_form(written: Callable) -> Callable:
         for form in (tensor.tolist(), tensor, tensor.double().numpy()):
             try:
                 value = written(form, *more, **named)
-                return value if _is_open(value) else torch.as_tensor(numbers(value)).float()
+                return value if is_open(value) else torch.as_tensor(numbers(value)).float()
             except Exception as error:
                 failed = error
         raise failed
@@ -106,7 +106,7 @@ def injection(answer: Any) -> Mark:
             changed = rollouts != _group(rewards)
             if after is None and changed:
                 raise ValueError("it changed the sampled list and returned nothing; return a new one")
-            if _is_open(after):
+            if is_open(after):
                 raise Unwritten
             found[f"rewards {rewards}, who sits in the group (99: the teacher)"] = np.sort([float(r.ids[0]) for r in after])
             found[f"rewards {rewards}, whether the sampled list was changed"] = np.array(float(changed))
@@ -157,7 +157,7 @@ def taught_group(answer: Any) -> Mark:
         found: Trace = {}
         for successes in range(9):
             pair = function(_group([i < successes for i in range(8)]), SHOWN)
-            if _is_open(pair):
+            if is_open(pair):
                 raise Unwritten
             rollouts, advantages = pair
             order = np.argsort([r.ids[0] for r in rollouts])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.exercises import Mark, _is_open, safe
+from hapo_lab.notebook.marking import Mark, is_open, safe
 from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
 from hapo_lab.ssi import Rollout
 
@@ -186,9 +186,9 @@ def training_step(answer: Any) -> Mark:
         optimizer, before = torch.optim.SGD(pupil.model.parameters(), lr=2.0), pupil.model.table.detach().clone()
         for number in ("first", "second"):
             result = function(pupil, _show, [0, 1, 2], optimizer)
-            if _is_open(result) and not pupil.asked:
+            if is_open(result) and not pupil.asked:
                 raise Unwritten
-            if _is_open(result):
+            if is_open(result):
                 raise ValueError("it returned nothing; return the loss, the groups as sampled and the groups as taught")
             loss, sampled, taught = result
             found[f"{number} step, what the weights moved by"] = numbers(pupil.model.table - before)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hapo_lab.notebook.exercises import Mark
+from hapo_lab.notebook.marking import Mark
 
 TOLERANCE = 0.0051
 """A number is right within it: 13% will do for 0.134."""
