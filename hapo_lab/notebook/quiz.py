@@ -113,7 +113,7 @@ QUESTIONS: tuple[Question, ...] = (
          "d": "nobody in this group knows the right answer"}),
     Question(
         "All 8 rollouts of a group are right. Has the policy mastered the problem?", "c",
-        "0.9^8 = 0.43: by luck such a group looks mastered.", "01_advantage_collapse", "How often?",
+        "0.9^8 = 0.43: by luck such a group looks mastered.", "01_advantage_collapse", "Eight zeros",
         ("yes: no rollout was wrong", "yes: the gradient is zero, so there is nothing to learn",
          "that is not known: at a success rate of 0.9, it happens to 43% of the groups",
          "no: a mastered problem has a positive gradient"),
