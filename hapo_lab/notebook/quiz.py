@@ -123,7 +123,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         "Groups of 8, of which 3 are right as sampled. The gate injects. Without std, what are the advantages of the teacher, "
         "of a right rollout, and of a wrong one?", (0.5, 0.5, -0.5), "the new mean is 4/8; the teacher is a success like any "
-        "other.", "02_synthetic_success_injection", "The teacher lowers its voice", (),
+        "other.", "02_synthetic_success_injection", "The teacher's advantage shrinks", (),
         {(0.625, 0.625, -0.375): "that is with the old mean, 3/8: the teacher's reward raises it to 4/8",
          (5 / 9, 5 / 9, -4 / 9): "you added the teacher as a ninth: it takes the seat of a failure",
          (0.9354, 0.9354, -0.9354): "you divided by the std",
