@@ -74,7 +74,7 @@ def test_a_lesson_runs_from_top_to_bottom(path, outputs_of):
     outputs = outputs_of(path)
     assert not [o for o in outputs if o.get("name") == "stderr"], "a warning"
     assert all("Not yet" not in str(o) for o in outputs)
-    marks = [o.data["text/plain"] for o in outputs if "data" in o and o.data.get("text/plain", " ")[0] in "✓…"]
+    marks = [o.data["text/plain"] for o in outputs if "data" in o and o.data.get("text/plain", "").startswith(("✓", "…"))]
     assert len(marks) == len(checked_in(path) + written_in(path) + asked_in(path)), "each exercise says something"
     assert {mark[0] for mark in marks} <= ({"✓"} if path == SOLUTIONS else {"…"})
 
