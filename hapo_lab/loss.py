@@ -107,7 +107,7 @@ def sqrt(logp: torch.Tensor) -> torch.Tensor:
 
 
 def log_probability(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1: not bounded below, as Theorem 4.1 would need.
+    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1, bounded; F is not, as the paper takes it [R].
 
     >>> log_probability(torch.tensor([-4.0, -1.0]))
     tensor([-4., -1.])

@@ -17,7 +17,8 @@ from hapo_lab.pictures import explorables
 from hapo_lab.pictures.style import projector, to_png
 
 FACES = {name: getattr(widgets, name)
-         for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape", "purity_meter")}
+         for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape", "purity_meter",
+                      "group_sizes")}
 
 
 def says(figure) -> str:

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from hapo_lab.notebook import exercises
+from hapo_lab.notebook.build import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,7 +28,7 @@ def test_what_is_committed_shows_on_the_web(path):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "06", "07")]
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "06", "07", "10")]
 SOLUTIONS = ROOT / "notebooks" / "solutions.ipynb"
 
 
@@ -38,6 +39,16 @@ def code_of(path) -> list[str]:
 def checked_in(path) -> list[str]:
     """The exercises' names, in the order of their checks."""
     return [name for source in code_of(path) for name in re.findall(r"exercises\.(\w+)\(", source)]
+
+
+def written_in(path) -> list[str]:
+    """The functions that a lesson asks for, in their order."""
+    return [name for source in code_of(path) for name in re.findall(r"^@checked\ndef (\w+)\(", source, re.MULTILINE)]
+
+
+def asked_in(path) -> list[str]:
+    """The numbers of the ten questions that a lesson asks."""
+    return [number for source in code_of(path) for number in re.findall(r"quiz\.answer\((\d+)", source)]
 
 
 @pytest.fixture
@@ -63,15 +74,16 @@ def test_a_lesson_runs_from_top_to_bottom(path, outputs_of):
     outputs = outputs_of(path)
     assert not [o for o in outputs if o.get("name") == "stderr"], "a warning"
     assert all("Not yet" not in str(o) for o in outputs)
-    marks = [o.data["text/plain"] for o in outputs if o.output_type == "execute_result" and o.data["text/plain"][0] in "✓…"]
-    assert len(marks) == len(checked_in(path)), "each exercise says something"
+    marks = [o.data["text/plain"] for o in outputs if "data" in o and o.data.get("text/plain", "").startswith(("✓", "…"))]
+    assert len(marks) == len(checked_in(path) + written_in(path) + asked_in(path)), "each exercise says something"
     assert {mark[0] for mark in marks} <= ({"✓"} if path == SOLUTIONS else {"…"})
 
 
 def test_every_exercise_has_a_check_and_a_solution():
     asked = [name for path in LESSONS for name in checked_in(path)]
-    assert len(LESSONS) == 7 and asked == checked_in(SOLUTIONS)  # each once, in the same order
-    assert all(checked_in(path) for path in LESSONS[1:])
+    assert len(LESSONS) == 8 and asked == checked_in(SOLUTIONS)  # each once, in the same order
+    assert all(checked_in(path) or written_in(path) for path in LESSONS[1:])
+    assert [name for path in LESSONS for name in written_in(path)] == list(CHECKS) and "CHECKS" in "".join(code_of(SOLUTIONS))
     assert sorted(asked) == sorted(exercises.exercises())
 
 
@@ -81,7 +93,7 @@ def test_what_every_lesson_holds(path):
     top = cells[0].source
     assert all(word in top for word in ("**Afterwards you can explain**", "**Takes**", "**Needs**"))
     expected = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Expected" in cell.source]
-    reach = 1 if checked_in(path) else 6  # 00 trains, and examines in a new process, before it asserts
+    reach = {"00": 6, "10": 2}.get(path.stem[:2], 1)  # 00 trains, and examines in a new process, before it asserts; 10 trains
     assert expected and all(any(cell.cell_type == "code" and "assert " in cell.source for cell in cells[i + 1:i + 1 + reach])
                             for i in expected), "a figure is stated, but not asserted"
     assert all(any("**Predict" in cell.source for cell in cells[i - 1:i]) for i, cell in enumerate(cells)

@@ -62,9 +62,30 @@ def test_settings_without_meaning_are_one_sentence(settings, sentence):
 
 
 def test_group_sizes_have_the_known_values():
-    _, values = figures.group_sizes()
-    assert [round(values[n], 4) for n in (2, 8, 16, 32, 64)] == [1, 0.1869, 0.2108, 0.0944, 0.0099]
-    assert values[16] > values[8]
+    figure, numbers = figures.group_sizes()
+    chances = numbers["chances"]
+    assert [round(chances[n], 4) for n in (2, 8, 12, 13, 16, 32, 64)] == [1, 0.1869, 0.3410, 0.1339, 0.2108, 0.0944, 0.0099]
+    assert list(chances) == list(range(2, 129))
+    assert all(chances[n] == pytest.approx(float(injection_probability(0.9, n, BetaGate())), rel=1e-9) for n in chances)
+    assert "N = 8: P(inject) = 18.7%" in says(figure)
+
+
+def test_the_bar_falls_smoothly_and_whole_numbers_jump():
+    numbers = figures.group_sizes()[1]
+    n = np.arange(2, 129)
+    assert numbers["bars"] == pytest.approx(0.8 + 0.6 / n) and (np.diff(numbers["bars"]) < 0).all()
+    assert numbers["ties"] == list(range(3, 129, 5))  # 0.8 n + 0.6 is whole
+    drops = [int(size) for size, change in zip(n[1:], np.diff(numbers["needed"]), strict=True) if change < -1e-12]
+    assert drops == numbers["ties"]
+    assert [numbers["needed"][size - 2] for size in (7, 8, 12, 13)] == pytest.approx([1, 7 / 8, 11 / 12, 11 / 13])
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({}, "the bar is 7 of 8 right, 87.5%; 7 meets it exactly"), ({"trials": 12}, "10.2 of 12 right, 85.0%; it takes 11, 91.7%"),
+    ({"trials": 2}, "2.2 of 2 right, 110.0%; no group of this size can: the teacher always comes"),
+    ({"alpha": 6, "threshold": 0.3}, "every group does: the teacher never comes")])
+def test_the_line_names_the_bar(settings, words):
+    assert words in figures.bar_line(**settings)
 
 
 def test_what_injection_buys_and_costs():

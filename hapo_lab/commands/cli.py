@@ -1,4 +1,5 @@
-"""python -m hapo_lab train | plan | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons"""
+"""python -m hapo_lab train | plan | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons |
+quiz"""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from hapo_lab.commands.options import (
     columns_of,
 )
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
+from hapo_lab.commands.quiz import add_quiz_options
 from hapo_lab.commands.recipe import read_recipe
 from hapo_lab.commands.report import report, report_run
 from hapo_lab.engines.protocol import EngineError, Sampling
@@ -303,6 +305,8 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     p = commands.add_parser("lessons", help="write the notebooks to a folder of yours")
     p.set_defaults(run_command=lessons)
     p.add_argument("folder", type=Path, help="is made if need be; a notebook in it that you changed is never overwritten")
+
+    add_quiz_options(commands.add_parser("quiz", help="ten questions about the method, with the lesson that answers each"))
     return top
 
 

@@ -124,7 +124,7 @@ class Explorable:
         return _flat(self.controls.values())
 
 
-# the seven ---------------------------------------------------------------------------------------------------------
+# the eight ---------------------------------------------------------------------------------------------------------
 
 
 def collapse() -> Explorable:
@@ -198,6 +198,13 @@ def purity_meter(kind: str = "beta") -> Explorable:
         "kind": ipw.Dropdown(description="gate", options=list(GATES), value=kind, style=_LABEL, layout=_WIDTH),
         "visit": _whole("visit, step", 1, 1, 100), **gate_sliders()},
         purity.meter_line, rows=[("success_rate", "trials"), ("kind", "visit"), _GATE])
+
+
+def group_sizes() -> Explorable:
+    """How often the teacher comes to a student of one success rate, for every group size."""
+    return Explorable(purity.group_sizes, {
+        "success_rate": _slider("success rate", 0.9, 0.8, 0.99, 0.01), "trials": _whole("N, rollouts", 8, 2, 128),
+        **gate_sliders()}, purity.bar_line, rows=[("success_rate", "trials"), _GATE])
 
 
 # an experiment -----------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, p
 from hapo_lab.reproducibility.catalogue import get_gate
 from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
 from hapo_lab.theory.injection import (
+    binomial_cdf,
     binomial_pmf,
     chernoff_bound,
     count_cutoff,
     hoeffding_bound,
     injection_chances,
-    injection_probability,
     purity_horizon,
 )
 from hapo_lab.theory.purity_runs import LAST, PurityRun, outcome
@@ -121,21 +121,52 @@ def closed(trials: int) -> list[ExpectedGradient]:
 # what a larger group does, what injection buys and costs -----------------------------------------------------------
 
 
-def group_sizes(success_rate: float = 0.9, sizes: Sequence[int] = (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128),
-                gate: Gate = BetaGate()) -> tuple[Figure, dict]:
-    """P(inject) at one success rate, by group size."""
-    values = {n: float(injection_probability(success_rate, n, gate)) for n in sizes}
-    figure, (ax,) = cell_figure(1, 1)
-    frame(ax, "N, rollouts in a group", "P(inject)")
-    ax.set(xscale="log", xlim=(min(sizes) * 0.9, max(sizes) * 1.1), ylim=(0, 1.04))
-    ax.set_xticks(sizes, [str(n) for n in sizes])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.plot(sizes, list(values.values()), "o-", color=style.teacher, lw=2, ms=7, clip_on=False)
-    for n in (8, 16, 64):
-        write(ax, n, values[n] + (0.05 if n > 8 else -0.05), percent(values[n]), style.teacher, ha="center",
-              va="bottom" if n > 8 else "top")
-    headline(figure, f"\N{GREEK SMALL LETTER MU} = {success_rate:g}: groups of 16 call the teacher more often than groups of 8")
-    return figure, values
+SIZES = np.arange(2, 129)
+"""Group sizes of the sawtooth."""
+
+
+def bar_line(success_rate: float = 0.9, trials: int = 8, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> str:
+    """The bar that S must reach for the gate to leave a group alone, and the whole number that does."""
+    gate = BetaGate(alpha, beta, threshold)
+    bar, needed = gate.bound(trials), gate.cutoff(trials) + 1
+    words = ("no group of this size can: the teacher always comes" if needed > trials else
+             "every group does: the teacher never comes" if needed <= 0 else
+             f"{needed} meets it exactly" if bar == needed else f"it takes {needed}, {needed / trials:.1%}")
+    return f"<b>N = {trials}: the bar is {float(bar):g} of {trials} right, {float(bar) / trials:.1%}; {words}.</b>"
+
+
+def group_sizes(success_rate: float = 0.9, trials: int = 8, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8,
+                ) -> tuple[Figure, dict]:
+    """P(inject) at one success rate for every N from 2 to 128, and the share of right rollouts that N needs to be left alone.
+
+    S of N is left alone from the bar gamma (a0 + b0 + N) - a0 on. Its share of N runs smoothly; the least whole S jumps.
+    """
+    gate = BetaGate(alpha, beta, threshold)
+    cutoffs = np.array([gate.cutoff(n) for n in SIZES.tolist()])
+    bars = np.array([float(gate.bound(n)) for n in SIZES.tolist()]) / SIZES
+    needed, ties = (cutoffs + 1) / SIZES, [n for n in SIZES.tolist() if gate.bound(n) == gate.cutoff(n) + 1 <= n]
+    chances = binomial_cdf(cutoffs, SIZES, success_rate)
+    figure, (left, right) = cell_figure(1, 2)
+    for ax, values, unit in ((left, chances, "P(inject)"), (right, needed, "share of S / N")):
+        frame(ax, "N, rollouts in a group", unit)
+        ax.set(xscale="log", xlim=(1.9, 135))
+        ax.set_xticks(powers := [2, 4, 8, 16, 32, 64, 128], [str(n) for n in powers])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.plot(SIZES, values, ".-", color=style.teacher, lw=1.2, ms=4)
+        ax.plot(ties, values[np.isin(SIZES, ties)], "o", color=style.teacher, ms=5)
+        ax.axvline(trials, color=style.ink, lw=1.2, ls=":")
+        ax.plot([trials], values[SIZES == trials], "o", ms=13, mfc="none", mec=style.ink, mew=1.5, clip_on=False)
+    left.set(ylim=(0, 1.04))
+    right.plot(SIZES, bars, color=style.threshold, ls="--", lw=1.5)
+    right.set(ylim=(max(0, bars.min() - 0.04), 1.04))
+    write(right, 0.4, 0.92, "least whole S, over N", style.teacher, transform=right.transAxes)
+    write(right, 0.4, 0.82, "the bar itself, over N", style.threshold, transform=right.transAxes)
+    chance = chances[trials - SIZES[0]]
+    panel_title(left, f"N = {trials}: P(inject) = {percent(chance)}")
+    panel_title(right, "Large dots: S meets the bar exactly")
+    headline(figure, f"\N{GREEK SMALL LETTER MU} = {success_rate:g}: a larger group may call the teacher more often")
+    return figure, {"chances": dict(zip(SIZES.tolist(), chances.tolist(), strict=True)), "needed": needed, "bars": bars,
+                    "ties": ties}
 
 
 def buys_and_costs(trials: int = 8, gate: Gate = BetaGate()) -> tuple[Figure, dict]:

@@ -1,0 +1,119 @@
+"""How an exercise is marked: an answer, in whatever form it comes, against the right one and against misconceptions.
+
+A check never raises. `exercises.py` hands them to the lessons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a check says. `right` is None where there was no answer yet."""
+
+    right: bool | None
+    says: str
+
+    def __repr__(self) -> str:
+        return {True: "✓ Right: ", False: "✗ Not yet: ", None: "… "}[self.right] + " ".join(self.says.split())
+
+
+UNANSWERED = Mark(None, "write your answer above")
+_EXERCISES: dict[str, Callable[..., Mark]] = {}
+
+
+def exercises() -> list[str]:
+    """Their names."""
+    return list(_EXERCISES)
+
+
+def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
+    """Register a check, which is `safe` from then on."""
+    _EXERCISES[check.__name__] = safe(check)
+    return _EXERCISES[check.__name__]
+
+
+def safe(check: Callable[..., Mark]) -> Callable[..., Mark]:
+    """A check that keeps whatever goes wrong inside it from the reader."""
+    @wraps(check)
+    def never_raises(answer: Any = ...) -> Mark:
+        try:
+            return UNANSWERED if is_open(answer) else check(answer)
+        except Exception as error:
+            return Mark(False, f"this answer can't be read ({type(error).__name__}: {error}); wanted: {check.__doc__}")
+    return never_raises
+
+
+def is_open(answer: object) -> bool:
+    """Nothing, or something with a `...` left in it."""
+    return answer is ... or answer is None or (isinstance(answer, tuple | list) and any(part is ... for part in answer))
+
+
+def number(answer: Any, right: Any, wrongs: Sequence[tuple[Any, str]], well: str, hint: str, tolerance: float = 0.01) -> Mark:
+    """An answer that is a number, or several; `wrongs` pairs a wrong one with the misconception behind it.
+
+    It may be off by `tolerance`, in parts of the right one, or be rounded to two digits. At 0 it is a whole number.
+    """
+    given = plain(answer)
+
+    def same(value: Any) -> bool:
+        wanted = plain(value)
+        return given.size == wanted.size and all(
+            np.isclose(x, y, rtol=tolerance, atol=1e-6) or (tolerance > 0 and np.isclose(x, float(f"{y:.1e}"), rtol=1e-9))
+            for x, y in zip(given.flat, wanted.flat, strict=True))
+    if same(right):
+        return Mark(True, well)
+    in_percent = [(100 * plain(right), "that is it in percent: say it as a number between 0 and 1")] if tolerance else []
+    return Mark(False, next((says for value, says in [*wrongs, *in_percent] if same(value)), f"{answer} is not it. {hint}"))
+
+
+def function(answer: Any, right: Callable, cases: Sequence[tuple], wrongs: Sequence[tuple[Callable, str]], well: str) -> Mark:
+    """An answer that is a function of numbers or lists of them, for which arrays and tensors will do as well.
+
+    A wrong one that agrees with it on all cases names the misconception.
+    """
+    with np.errstate(all="ignore"), catch_warnings():
+        simplefilter("ignore")  # an array's function may grumble about a tensor
+        found = list(_results(answer, cases))
+        if all(is_open(value) for value in found[0]):
+            return UNANSWERED
+        found = [[plain(value) for value in values] for values in found]
+        for formula, mark in ((right, Mark(True, well)), *((formula, Mark(False, says)) for formula, says in wrongs)):
+            wanted = [plain(formula(*case)) for case in cases]
+            if any(all(map(_alike, values, wanted)) for values in found):
+                return mark
+        given, wanted = found[0], [plain(right(*case)) for case in cases]
+    i = next(i for i, pair in enumerate(zip(given, wanted, strict=True)) if not _alike(*pair))
+    case = ", ".join(f"{x}" for x in cases[i])
+    return Mark(False, f"for ({case}) yours gives {np.round(given[i], 4)}; it should be {np.round(wanted[i], 4)}")
+
+
+def plain(value: Any) -> np.ndarray:
+    """Its numbers as float64, whatever holds them: a list, an array, a tensor, fractions."""
+    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, float)
+
+
+def _results(answer: Callable, cases: Sequence[tuple]) -> Iterator[list]:
+    """What a function makes of all cases, for each form of its arguments that it takes; at least one, or its error."""
+    errors = []
+    for form in (lambda x: x, plain, lambda x: torch.from_numpy(np.atleast_1d(plain(x))).reshape(np.shape(x))):
+        try:
+            yield [answer(*map(form, case)) for case in cases]
+        except Exception as error:
+            errors.append(error)
+    if len(errors) == 3:
+        raise errors[0]
+
+
+def _alike(given: np.ndarray, wanted: np.ndarray) -> bool:
+    return given.size == wanted.size and bool(
+        np.allclose(given.reshape(wanted.shape), wanted, rtol=2e-5, atol=1e-6, equal_nan=True))
+
