@@ -36,6 +36,16 @@ def test_health_says_how_often_float16_overflowed(log):
     assert "float16 overflowed 3 times" in progress_line(sick) and "overflowed" not in progress_line(log)
 
 
+def test_health_names_the_signs_to_watch():
+    assert "step 30 of 30: watch the entropy" in says(inside.health(shipped_run("hapo-0")))  # 0.09 nats of 1.14
+    assert "step 60 of 60: no sign to watch" in says(inside.health(shipped_run("tiny-hapo-0")))
+    assert "watch the dead groups" in says(inside.health(shipped_run("tiny-grpo-0")))  # all wrong to the end
+    sick = RunLog((log := shipped_run("tiny-hapo-0")).manifest)
+    sick.steps = [replace(r, teacher_share=0.5, clip_fraction=0.4, teacher_logp=-r.step) for r in log.steps]
+    sick.steps[-1] = replace(sick.steps[-1], grad_norm=99.0)
+    assert "watch the gradient norm, the clip fraction, the teacher's log p, the teacher's share" in says(inside.health(sick))
+
+
 def test_health_of_a_run_without_steps_says_so():
     empty = RunLog(shipped_run("hapo-0").manifest)
     assert says(inside.health(empty)).count("not measured yet") == 6
