@@ -15,7 +15,7 @@ from hapo_lab import pictures
 from hapo_lab.experiments.outcomes import shipped as shipped_experiment
 from hapo_lab.gates import StepAnnealedGate
 from hapo_lab.methods import GRPO, HAPO, LUFFY
-from hapo_lab.pictures import animation, bench, comparison, explorables, figures, inside, purity
+from hapo_lab.pictures import animation, bench, cheat_sheet, comparison, explorables, figures, inside, purity
 from hapo_lab.pictures.style import Figure, blank, frame, grid, projector, style, to_png
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.scoring.scores import score
@@ -35,6 +35,7 @@ DRAWN = {
                            (4, lambda: figures.group_figure(shipped_run("tiny-hapo-0").groups_of(step=40)[0]))],
     animation.step_figure: [(3, lambda: animation.step_figure(shipped_run("hapo-0"), 1)),
                             (3, lambda: animation.step_figure(shipped_run("hapo-0"), 30))],
+    cheat_sheet.cheat_sheet: [(3, cheat_sheet.cheat_sheet)],
     inside.health: [(6, lambda: inside.health(shipped_run("hapo-0"))), (6, lambda: inside.health(shipped_run("tiny-hapo-0"))),
                     (6, lambda: inside.health(shipped_run("tiny-grpo-0")))],
     inside.group_page: [(4, lambda: inside.group_page(shipped_run("hapo-0"), 1, 2))],

@@ -1,4 +1,4 @@
-"""hapo-lab picture animation: what the README shows, made anew."""
+"""hapo-lab picture animation | cheat-sheet | glossary: what the README and the docs show, made anew."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from hapo_lab.pictures import cheat_sheet, glossary
 from hapo_lab.pictures.animation import animation
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.log import RunLog, shipped_run
 
 MAKES: dict[str, tuple[str, Callable[[argparse.Namespace], bytes]]] = {
     "animation": ("a GIF of a run: the gate, its lamps, and the teacher leaving", lambda args: animation(_run(args.run))),
+    "cheat-sheet": ("a PDF: the method on one page", lambda args: cheat_sheet.to_pdf(cheat_sheet.cheat_sheet())),
+    "glossary": ("Markdown: the terms and the numbers", lambda args: glossary.page().encode()),
 }
 """What there is -> its help, and how its bytes are made."""
 
