@@ -78,6 +78,13 @@ def test_the_replay_of_the_run_s_own_gate_is_what_was_recorded(log):
     assert inside.REPLAY[1:] in says(figure)
 
 
+def test_the_replay_says_how_much_another_gate_asks(log):
+    asked = sum(sum(r.decisions) for r in log.steps)
+    assert "Both gates decide alike" in says(inside.replay_figure(log, 60)[0])
+    assert f"in {asked} groups fewer" in says(inside.replay_figure(log, 60, threshold=0.01)[0])
+    assert f"in {480 - asked} groups more" in says(inside.replay_figure(log, 60, beta=6)[0])  # it can't close
+
+
 def test_another_gate_would_have_decided_otherwise(log):
     assert sum(inside.replay_figure(log, 60, threshold=0.01)[1]["replayed"]) == 0
     assert inside.replay_figure(log, 10, beta=6)[1]["replayed"] == [8] * 10  # it can't close

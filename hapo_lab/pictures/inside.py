@@ -140,7 +140,7 @@ def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0,
                         f"{sum(len(r.problems) for r in steps)} groups" + ("" if counts is recorded else f": {REPLAY}"))
     more = sum(replayed) - sum(recorded)
     headline(figure, "Both gates decide alike: choose other numbers" if recorded == replayed else
-             f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'less'}" if more else
+             f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'fewer'}" if more else
              "This gate asks for the teacher as often, in other steps")
     return figure, {"recorded": recorded, "replayed": replayed}
 
