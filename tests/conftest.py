@@ -1,5 +1,6 @@
 """What several test files build: rollouts, groups, demonstrations, runs."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -45,6 +46,35 @@ def assert_inside(figure):
     for text in filter(lambda t: t.get_text(), written):
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, text.get_text()
+
+
+SMALLEST, SHOWN = 7.0, 900
+"""Pixels: of a letter's height from base to top, in a picture that is shown this wide."""
+
+
+def words(figure):
+    """Every text that a drawn figure shows, tick labels included."""
+    for ax in figure.axes:
+        yield from (*ax.texts, ax._left_title, ax.title, ax.xaxis.label, ax.yaxis.label)
+        for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+    yield from figure.texts
+
+
+def assert_readable(figure, panels):
+    """A drawn figure has at most so many panels, cuts no text, lets no two meet, and has letters that a reader can see."""
+    assert len(figure.axes) <= panels, f"{len(figure.axes)} panels"
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [(text.get_text(), text.get_window_extent(), text.get_size() * figure.dpi / 72 * SHOWN / width)
+             for text in words(figure) if text.get_visible() and text.get_text().strip()]
+    for word, box, size in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1, f"cut: {word}"
+        assert size >= SMALLEST, f"too small, {size:.1f} pixels: {word}"
+    for (one, a, _), (other, b, _) in itertools.combinations(boxes, 2):
+        across, upright = (min(getattr(a, end + "1"), getattr(b, end + "1")) - max(getattr(a, end + "0"), getattr(b, end + "0"))
+                           for end in "xy")
+        assert across < 2 or upright < 0.3 * min(a.height, b.height), f"{one!r} meets {other!r}"
 
 
 @pytest.fixture(scope="session")

@@ -152,14 +152,35 @@ def test_colours_say_who():
     figure = training_figure(a_log(successes=(0, 7, 8), steps=10))
     reward, length, teacher, posteriors, history, _ = figure.axes
     assert [line.get_color() for line in reward.lines] == [style.student, style.held_out]
-    assert hexes(reward.collections[0].get_facecolor()) == {style.dead}
+    assert [hexes(area.get_facecolor()) for area in reward.collections] == [{style.right}, {style.wrong}]
     assert hexes(teacher.collections[0].get_facecolor()) == {style.teacher} and length.lines[0].get_color() == style.student
     dashed = [line for ax in (posteriors, history) for line in ax.lines if line.get_linestyle() == "--"]
     assert [line.get_color() for line in dashed] == ["black"] * 2
     assert dashed[0].get_xdata()[0] == dashed[1].get_ydata()[0] == 0.8
-    assert {line.get_color() for line in posteriors.lines} == {style.teacher, style.student, style.dead, "black"}
-    assert hexes(history.collections[0].get_facecolor()) == {style.teacher, style.student, style.dead}
-    assert (style.student, style.teacher, style.held_out, style.dead) == ("#0072B2", "#D55E00", "#009E73", "#999999")
+    assert {line.get_color() for line in posteriors.lines} == {style.teacher, style.student, style.faint, "black"}
+    assert hexes(history.collections[0].get_facecolor()) == {style.teacher, style.student, style.right}
+    assert (style.student, style.teacher, style.held_out) == ("#0072B2", "#D55E00", "#009E73")
+
+
+def test_dead_groups_are_split_into_all_wrong_and_all_right():
+    log = a_log(GRPO, successes=(0, 3, 8, 8), steps=10)
+    success, history = (training_figure(log).axes[i] for i in (0, 4))
+    heights = [area.get_paths()[0].vertices[:, 1] for area in success.collections]
+    assert [(y.min(), y.max()) for y in heights] == [(0, 0.5), (0.75, 1)]  # two of four are all right, one is all wrong
+    assert {"all wrong", "all right"} <= {text.get_text() for text in success.texts}
+    assert {"all wrong", "all right", "mixed"} == {text.get_text() for text in history.texts}
+    assert hexes(history.collections[0].get_facecolor()) == {style.student, style.right, style.wrong}
+    assert "all right" not in texts(training_figure(a_log(GRPO, successes=(0,), steps=3)))
+
+
+def test_a_first_look_has_two_panels():
+    log = a_log()
+    assert titles(training_figure(log, panels=2)) == titles(training_figure(log))[::2][:2]
+    assert titles(comparison_figure([log], panels=2)) == titles(comparison_figure([log]))[:2]
+    with pytest.raises(ValueError, match="in 2 panels or in 6; 3 is neither"):
+        training_figure(log, panels=3)
+    with pytest.raises(ValueError, match="in 2 panels or in 4; 6 is neither"):
+        comparison_figure([log], panels=6)
 
 
 def test_ladder_lamps_follow_the_runs_gate_and_group_size():
@@ -331,6 +352,16 @@ def test_progress_line_and_time_left():
 # the dashboard -----------------------------------------------------------------------------------------------------
 
 
+def test_the_dashboard_draws_as_many_panels_as_it_is_asked_for(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(dashboards, "_in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: None)
+    monkeypatch.setattr(dashboards, "training_figure", lambda log, panels: drawn.append(panels) or training_figure(log, panels))
+    for options in ({}, {"panels": 2}):
+        Dashboard(a_log(steps=2), **options).close()
+    assert drawn == [6, 2]
+
+
 def growing(full: RunLog):
     """A log that a loop fills, as the trainer does."""
     log = RunLog(full.manifest)
@@ -371,7 +402,7 @@ def notebook(monkeypatch):
     monkeypatch.setattr(dashboards.time, "monotonic", lambda: clock.now)
     shown_ = SimpleNamespace(shown=shown, clock=clock, cost=0.0)
 
-    def draw(log):
+    def draw(log, panels):
         clock.now += shown_.cost
         return training_figure(log)
     monkeypatch.setattr(dashboards, "training_figure", draw)

@@ -36,6 +36,16 @@ def test_health_says_how_often_float16_overflowed(log):
     assert "float16 overflowed 3 times" in progress_line(sick) and "overflowed" not in progress_line(log)
 
 
+def test_health_names_the_signs_to_watch():
+    assert "step 30 of 30: watch the entropy" in says(inside.health(shipped_run("hapo-0")))  # 0.09 nats of 1.14
+    assert "step 60 of 60: no sign to watch" in says(inside.health(shipped_run("tiny-hapo-0")))
+    assert "watch the dead groups" in says(inside.health(shipped_run("tiny-grpo-0")))  # all wrong to the end
+    sick = RunLog((log := shipped_run("tiny-hapo-0")).manifest)
+    sick.steps = [replace(r, teacher_share=0.5, clip_fraction=0.4, teacher_logp=-r.step) for r in log.steps]
+    sick.steps[-1] = replace(sick.steps[-1], grad_norm=99.0)
+    assert "watch the gradient norm, the clip fraction, the teacher's log p, the teacher's share" in says(inside.health(sick))
+
+
 def test_health_of_a_run_without_steps_says_so():
     empty = RunLog(shipped_run("hapo-0").manifest)
     assert says(inside.health(empty)).count("not measured yet") == 6
@@ -66,6 +76,13 @@ def test_the_replay_of_the_run_s_own_gate_is_what_was_recorded(log):
     figure, numbers = inside.replay_figure(log, 60)
     assert numbers["replayed"] == numbers["recorded"] == [sum(r.decisions) for r in log.steps]
     assert inside.REPLAY[1:] in says(figure)
+
+
+def test_the_replay_says_how_much_another_gate_asks(log):
+    asked = sum(sum(r.decisions) for r in log.steps)
+    assert "Both gates decide alike" in says(inside.replay_figure(log, 60)[0])
+    assert f"in {asked} groups fewer" in says(inside.replay_figure(log, 60, threshold=0.01)[0])
+    assert f"in {480 - asked} groups more" in says(inside.replay_figure(log, 60, beta=6)[0])  # it can't close
 
 
 def test_another_gate_would_have_decided_otherwise(log):

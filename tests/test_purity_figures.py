@@ -1,6 +1,8 @@
 """Lesson 07's pictures: their numbers, the meter's lamps, and wrong input."""
 
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import assert_inside
@@ -12,7 +14,7 @@ from hapo_lab.pictures import purity as figures
 from hapo_lab.pictures.style import projector, to_png
 from hapo_lab.theory.exact_gradient import learning_curve
 from hapo_lab.theory.injection import chernoff_bound, injection_chances, injection_probability
-from hapo_lab.theory.purity_runs import SHIPPED, read
+from hapo_lab.theory.purity_runs import SHIPPED, outcome, read
 
 
 def says(figure) -> str:
@@ -125,9 +127,20 @@ def test_nothing_leaves_the_picture(draw, large, curves, settings):
     assert_inside(figure)
 
 
-def test_smoothing_looks_back_only():
-    values = np.arange(25.0)
-    assert figures.smoothed(values)[[0, 4, 24]] == pytest.approx([0, 2, values[15:].mean()])
+def test_a_setting_s_bar_is_its_rate_at_the_end_and_its_tick_the_prediction(settings):
+    rates, exams = figures.runs_figure(settings).axes
+    found = {name: outcome(runs) for name, runs in settings.items()}
+    assert [text.get_text() for text in rates.texts[::2]] == ["beta", "always"]  # the most faithful teacher on top
+    assert [bar.get_width() for bar in rates.patches] == [found["beta"].injection, found["always"].injection] != [1, 1]
+    assert [line.get_xdata()[0] for line in rates.lines] == [found["beta"].predicted, found["always"].predicted]
+    assert list(exams.lines[0].get_xdata()) == [run.heldout for run in settings["beta"]]
+
+
+def test_a_name_hangs_where_its_curve_leaves_the_teacher_s_action():
+    late, never = np.where(np.arange(400) < 99, 0.8, 0.9), np.full(400, 0.8)
+    figure = figures.ceiling_figure({name: SimpleNamespace(success=curve) for name, curve in (("a", never), ("b", late))}, 10.0)
+    assert {text.get_text().strip(): text.get_position()[0] for text in figure.axes[0].texts} == {
+        "b 1,000": 1000, "a: not in this time": 4000}
 
 
 def test_a_running_posterior_is_under_the_meter_at_its_visit():

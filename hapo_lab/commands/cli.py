@@ -1,4 +1,4 @@
-"""python -m hapo_lab train | plan | resume | evaluate | bench | report | experiment | demonstrate | doctor | demo | lessons |
+"""hapo-lab train | plan | resume | evaluate | bench | report | picture | experiment | demonstrate | doctor | demo | lessons |
 quiz"""
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hapo_lab.commands.options import (
     add_template_option,
     columns_of,
 )
+from hapo_lab.commands.picture import add_picture_commands
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
 from hapo_lab.commands.quiz import add_quiz_options
 from hapo_lab.commands.recipe import read_recipe
@@ -274,6 +275,9 @@ def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     p.set_defaults(run_command=report)
     p.add_argument("runs", type=Path, nargs="+")
     p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
+
+    p = commands.add_parser("picture", help="what the README and the docs show")
+    add_picture_commands(p)
 
     p = commands.add_parser("experiment", help="methods x tasks x seeds from a TOML file: run, examine, report")
     add_experiment_commands(p)

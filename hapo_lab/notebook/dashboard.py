@@ -36,6 +36,8 @@ class Dashboard:
     ----------
     source : Trainer or RunLog
         What to show.
+    panels : int
+        6, or 2 for a first look; see `training_figure`.
 
     Examples
     --------
@@ -46,8 +48,8 @@ class Dashboard:
     step 1 of 1   student ...   teacher in 1 of 1 groups   ... in all
     """
 
-    def __init__(self, source: Trainer | RunLog):
-        self._source = source
+    def __init__(self, source: Trainer | RunLog, panels: int = 6):
+        self._source, self._panels = source, panels
         self._handle: DisplayHandle | None = None
         self._drawn = self._told = -1  # steps in the last picture, in the last line of text
         self._next = 0.0
@@ -83,7 +85,7 @@ class Dashboard:
         self._next = start + SHORTEST_INTERVAL  # should this attempt fail
         log = self.log.snapshot()  # a trainer in another thread goes on while this one is drawn
         done, line, first = len(log.steps), progress_line(log), not self._handle
-        data = {"image/png": base64.b64encode(to_png(training_figure(log))).decode(), "text/plain": line}
+        data = {"image/png": base64.b64encode(to_png(training_figure(log, self._panels))).decode(), "text/plain": line}
         options: dict = {"raw": True, "metadata": {"image/png": {"alt": line}}}
         if self._handle:
             self._handle.update(data, **options)

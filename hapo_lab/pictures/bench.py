@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from hapo_lab.pictures.style import (
     Figure,
+    dashes,
     end_labels,
     frame,
     grid,
@@ -64,7 +65,8 @@ def _by_tries(ax: Axes, whole: Sequence[Score], colours: dict[str, str]) -> None
     at = np.log2(tries)
     for s in whole:
         passes = list(s.passes.values())
-        ax.plot(at, [e.value for e in passes], "o-", color=colours[s.model], lw=2.2, ms=5, clip_on=False)
+        ax.plot(at, [e.value for e in passes], "o", color=colours[s.model], ls=dashes(colours[s.model]), lw=2.2, ms=5,
+                clip_on=False)
         ax.fill_between(at, [e.low for e in passes], [e.high for e in passes], color=colours[s.model], alpha=0.12, lw=0)
     ax.set(xlim=(0, max(at[-1], 0.5)), ylim=(0, 1.02))
     end_labels(ax, [(at[-1] - 0.5, s.passes[tries[-1]].value, _short(s.model), colours[s.model]) for s in whole])

@@ -26,7 +26,7 @@ from hapo_lab.experiments.statistics import (
     spent,
     verdicts,
 )
-from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, style, to_png, write
+from hapo_lab.pictures.style import Figure, dashes, end_labels, frame, grid, headline, inches, panel_title, style, to_png, write
 
 LEVEL = 0.8
 """The success whose price is reckoned."""
@@ -48,12 +48,12 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
             points = min(len(o.validation) for o in runs)
             spent = np.mean([[o.budget(axis)[int(step)] for step, _ in o.validation[:points]] for o in runs], axis=0)
             mean, low, high = band([[success for _, success in o.validation[:points]] for o in runs])
-            lines[name] = ax.plot(spent, mean, color=colours[name], lw=2.2, clip_on=False)[0]
+            lines[name] = ax.plot(spent, mean, color=colours[name], ls=dashes(colours[name]), lw=2.2, clip_on=False)[0]
             if axis == "steps" and len(runs) > 1:
                 ax.fill_between(spent, low.clip(0, 1), high.clip(0, 1), color=colours[name], alpha=0.15, lw=0)
         ax.set_ylim(0, 1)
         ax.set_xlim(left=0)
-        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(MaxNLocator(int(44 / style.size)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel_title(ax, f"Over {words}")
     _key(axes[5], found, colours)
@@ -93,7 +93,7 @@ def task_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
     for name, shift in zip(colours, shifts, strict=True):
         points = [(at + shift, row[name]) for at, row in enumerate(means.values()) if name in row]
         places = [at for at, _ in points]
-        ax.plot(places, [e.value for _, e in points], "o-", color=colours[name], lw=1.6, ms=8)
+        ax.plot(places, [e.value for _, e in points], "o", color=colours[name], ls=dashes(colours[name]), lw=1.6, ms=8)
         ax.vlines(places, [e.low for _, e in points], [e.high for _, e in points], color=colours[name], lw=5, alpha=0.35)
         if points:
             labels.append((len(means) - 1.2, points[-1][1].value, name, colours[name]))
@@ -113,7 +113,7 @@ def profile_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
     ax.set(xlim=(0, 100), ylim=(0, 1.02))
     labels = []
     for name, (share, (low, high)) in profiles(table, levels).items():
-        ax.plot(100 * levels, share, color=colours[name], lw=2.2, drawstyle="steps-post")
+        ax.plot(100 * levels, share, color=colours[name], ls=dashes(colours[name]), lw=2.2, drawstyle="steps-post")
         ax.fill_between(100 * levels, low, high, color=colours[name], alpha=0.1, lw=0, step="post")
         labels.append((100.0, float(np.trapezoid(share, levels)), name, colours[name]))
     end_labels(ax, labels)
@@ -133,7 +133,7 @@ def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
         for name, runs in by_method(shown):
             mean, low, high = band([cast(list[float], o.curves[curve]) for o in runs])
             steps = np.arange(1, len(mean) + 1)
-            ax.plot(steps, mean, color=colours[name], lw=2.2)
+            ax.plot(steps, mean, color=colours[name], ls=dashes(colours[name]), lw=2.2)
             ax.fill_between(steps, low.clip(0), high, color=colours[name], alpha=0.15, lw=0)
         ax.set_ylim(bottom=0, top=1.02 if curve == "reward" else None)
         panel_title(ax, f"{words[0].upper()}{words[1:]} per step" if curve == "teacher_samples" else f"The student's {curve}")
@@ -154,7 +154,7 @@ def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequ
         frame(ax, "step", "validation success")
         for name, outcome in runs.items():
             steps, success = zip(*outcome.validation, strict=True)
-            ax.plot(steps, success, color=colours[name], lw=2.2, clip_on=False)
+            ax.plot(steps, success, color=colours[name], ls=dashes(colours[name]), lw=2.2, clip_on=False)
         ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1))
         end_labels(ax, [(o.planned - 0.5, o.validation[-1][1], f"{o.success():.1%}", colours[name])
                         for name, o in runs.items()])
@@ -192,7 +192,7 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
         interval = stats.bootstrap((one, other), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile",
                                    n_resamples=RESAMPLES, rng=0).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    frame(right, f"{first} over {second}: difference of the means", "")
+    frame(right, "difference of the means", "")
     right.axvline(0, color=style.faint, lw=1, ls=":")
     right.plot([low, high], [0, 0], color=style.ink, lw=8, alpha=0.3, solid_capstyle="butt")
     right.plot([difference], [0], "o", ms=11, color=style.ink)
@@ -352,7 +352,9 @@ def _dots(ax: Axes, estimates: dict[str, Estimate], colours: dict[str, str], wor
 def _key(ax: Axes, found: Sequence[Outcome], colours: dict[str, str]) -> None:
     """Names in their colours, from the best to the worst, in a panel of their own."""
     ax.axis("off")
+    width = 72 * inches(ax)[0]
     last = {name: float(np.mean([o.validation[-1][1] for o in runs])) for name, runs in by_method(found)}
     for row, name in enumerate(sorted(last, key=lambda name: -last[name])):
-        write(ax, 0, 1 - (row + 0.5) / max(len(last), 8), f"{last[name]:.0%} {name}", colours[name], transform=ax.transAxes,
-              va="center")
+        words = f"{last[name]:.0%} {name}"
+        write(ax, 0, 1 - (row + 0.5) / max(len(last), 8), words, colours[name], transform=ax.transAxes, va="center",
+              size=min(style.size, width / (0.58 * len(words))))

@@ -18,7 +18,18 @@ from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import Gate, ThompsonGate, ladder
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
 from hapo_lab.pictures.figures import advantages_in_words, seats_panel
-from hapo_lab.pictures.style import Figure, frame, grid, headline, inches, panel_title, peak_labels, style, write
+from hapo_lab.pictures.style import (
+    Figure,
+    blank,
+    cell_figure,
+    frame,
+    headline,
+    inches,
+    panel_title,
+    peak_labels,
+    style,
+    write,
+)
 from hapo_lab.ssi import Group, Rollout, synthetic_success_injection
 from hapo_lab.tasks.problem import Problem
 from hapo_lab.theory.injection import injection_probability
@@ -89,7 +100,7 @@ def lamps_html(rungs: Sequence[str], words: str, at: int | None = None) -> str:
 
 def sentence_figure(text: str) -> Figure:
     """Where a combination of settings means nothing: one sentence in the picture's place."""
-    figure = _blank(1.2)
+    figure = blank(1.2)
     headline(figure, text)
     return figure
 
@@ -113,12 +124,12 @@ def dead_groups(success_rate: float = 0.05, trials: int = 8) -> tuple[Figure, di
     figure, (ax,) = cell_figure(1, 1)
     frame(ax, "the policy's success rate on this prompt", "share of dead groups")
     ax.set(xlim=(0, 1), ylim=(0, 1.04))
-    ax.fill_between(mu, dead_probability(mu, trials), color=style.dead, alpha=0.35, lw=0)
-    ax.plot(mu, (1 - mu) ** trials, color=style.faint, lw=1.5)
-    ax.plot(mu, mu**trials, color=style.faint, lw=1.5)
+    wrong = (1 - mu) ** trials
+    ax.fill_between(mu, wrong, color=style.wrong, lw=0)
+    ax.fill_between(mu, wrong, wrong + mu**trials, color=style.right, lw=0)
+    write(ax, 0.01, 0.06, "all wrong", style.ink)
+    write(ax, 0.99, 0.06, "all right", style.ink, ha="right")
     ax.plot([success_rate], [dead], "o", color=style.student, ms=11, clip_on=False, zorder=3)
-    write(ax, 0.2, 0.9, "all wrong", style.faint)
-    write(ax, 0.8, 0.9, "all right", style.faint, ha="right")
     panel_title(ax, f"(1 \N{MINUS SIGN} {success_rate:g})^{trials} + {success_rate:g}^{trials} = {dead:.3f}")
     headline(figure, f"At success rate {success_rate:g}, {dead:.0%} of groups of {trials} teach nothing")
     return figure, {"dead": dead, "all_wrong": (1 - success_rate) ** trials, "all_right": success_rate**trials}
@@ -240,7 +251,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
         ax.set(xscale="log", xlim=(1e-6, 1), ylim=(-0.1, 1.7) if advantage > 0 else (-2.2, 1.7))
         ax.set_yticks([0, 0.5, 1, 1.5] if advantage > 0 else [-2, -1, 0, 1])
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.axhline(0, color=style.dead, lw=0.8)
+        ax.axhline(0, color=style.faint, lw=0.8)
         ax.axvline(p, color=style.ink, lw=1.2, ls=":")
     for who, objective in objectives.items():
         curves, here = value_and_gradient(objective, x), value_and_gradient(objective, np.array([p]))
@@ -305,19 +316,6 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
 # their parts -------------------------------------------------------------------------------------------------------
 
 
-def _blank(height: float) -> Figure:
-    """As wide as a cell's output: larger type takes a larger picture too, so that everything still fits."""
-    figure, larger = Figure(), (style.size / 11) ** 0.6
-    figure.set_size_inches(9.6 * larger, height * larger)
-    return figure
-
-
-def cell_figure(rows: int, columns: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """Axes in a picture as wide as a cell's output."""
-    figure = _blank(height)
-    return figure, grid(figure, rows, columns)
-
-
 def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None, trials: int = 8) -> None:
     """None: not known yet."""
     if rewards is None:
@@ -360,7 +358,7 @@ def _density(ax: Axes, gate: BetaGate, successes: int, trials: int) -> None:
     ax.plot(x, prior, color=style.faint, lw=1.5, ls="--")
     ax.plot(x, posterior, color=getattr(style, state), lw=2.2)
     ax.fill_between(x, posterior, color=getattr(style, state), alpha=0.12, lw=0)
-    peak_labels(ax, [(x, prior, "prior", "dead"), (x, posterior, "posterior", state)])
+    peak_labels(ax, [(x, prior, "prior", "prior"), (x, posterior, "posterior", state)])
 
 
 def _ink(decision: str) -> str:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import ladder
 from hapo_lab.loss import group_advantages
 from hapo_lab.pictures.style import (
     Figure,
+    blank,
     end_labels,
     frame,
     grid,
@@ -24,6 +26,7 @@ from hapo_lab.pictures.style import (
     panel_title,
     peak_labels,
     plot_area,
+    plot_dead_groups,
     plot_line,
     step_axis,
     style,
@@ -40,20 +43,30 @@ from hapo_lab.ssi import Group
 # one run -----------------------------------------------------------------------------------------------------------
 
 
-def training_figure(log: RunLog) -> Figure:
-    """Six panels: student success, length and teacher samples over the steps (the paper's Figure 2, without what a
-    demonstration guided); the gate's posteriors now and over the steps; what the gate does at each S.
+def training_figure(log: RunLog, panels: int = 6) -> Figure:
+    """A run. With 6 panels: student success, length and teacher samples over the steps (the paper's Figure 2, without what a
+    demonstration guided); the gate's posteriors now and over the steps; what the gate does at each S. With 2: success and
+    teacher samples, for a first look.
 
+    Raises
+    ------
+    ValueError
+        Another number of panels.
+
+    Examples
+    --------
     >>> figure = training_figure(shipped_run("hapo-0"))     # a cell's last line shows it; figure.savefig("run.png") keeps it
-    >>> len(figure.axes)
-    6
+    >>> len(figure.axes), len(training_figure(shipped_run("hapo-0"), panels=2).axes)
+    (6, 2)
     """
-    figure = Figure()
-    panels = grid(figure, 2, 3)
-    for panel, draw in zip(panels, (_success, _length, _teacher, _posteriors, _history, _ladder), strict=True):
+    drawn = {2: (_success, _teacher), 6: (_success, _length, _teacher, _posteriors, _history, _ladder)}.get(panels)
+    if not drawn:
+        raise ValueError(f"a run is drawn in 2 panels or in 6; {panels!r} is neither.")
+    figure, shape = (blank(4.4), (1, 2)) if panels == 2 else (Figure(), (2, 3))
+    for panel, draw in zip(grid(figure, *shape), drawn, strict=True):
         draw(panel, log)
         if draw in (_success, _length, _teacher, _history):
-            _changes(panel, log, named=draw is _length)
+            _changes(panel, log, named=draw is _length)  # where there is room
     headline(figure, f"{log.name}   {progress_line(log)}")
     return figure
 
@@ -64,14 +77,13 @@ def _success(ax: Axes, log: RunLog) -> None:
         return panel_title(ax, "No step yet")
     last = log.steps[-1]
     heldout = [success for _, success in _tested(log)]
-    dead = [r.dead_before / len(r.problems) for r in log.steps]
-    plot_area(ax, log.steps, dead, style.dead, alpha=0.3)
     plot_line(ax, log.steps, [r.reward for r in log.steps], style.student)
-    labels = [(last.step, dead[-1], "dead", style.faint), (last.step, last.reward, "student", style.student)]
+    labels = [(last.step, last.reward, "student", style.student)]
     if heldout:
         _points(ax, log, "white")
         labels.append((last.step, heldout[-1], "held-out", style.held_out))
     end_labels(ax, labels)
+    plot_dead_groups(ax, log.steps)
     where = f", held-out {heldout[-1]:.2f}" if heldout else f" at step {last.step}"
     panel_title(ax, f"Student {last.reward:.2f}" + where)
 
@@ -93,7 +105,7 @@ def _teacher(ax: Axes, log: RunLog) -> None:
     if not log.steps:
         return panel_title(ax, "No step yet")
     last = log.steps[-1]
-    plot_area(ax, log.steps, [r.teacher_samples for r in log.steps], style.teacher)
+    plot_area(ax, log.steps, 0, [r.teacher_samples for r in log.steps], style.teacher)
     end_labels(ax, [(last.step, last.teacher_samples, "teacher", style.teacher)])
     panel_title(ax, f"Teacher in {last.teacher_samples or 'none'} of {len(last.problems)} groups"
            + (f", {last.without_demonstration} had none" if last.without_demonstration else ""))
@@ -101,7 +113,7 @@ def _teacher(ax: Axes, log: RunLog) -> None:
 
 def _posteriors(ax: Axes, log: RunLog) -> None:
     """The densities of the last step's groups; equal ones are drawn once."""
-    gate = _gate(log, max(len(log.steps), 1))
+    gate = beta_gate_of(log, max(len(log.steps), 1))
     frame(ax, "success probability", "density")
     ax.set(xlim=(0, 1), ylim=(0, 4), yticks=[])
     if gate:
@@ -110,14 +122,14 @@ def _posteriors(ax: Axes, log: RunLog) -> None:
     if not log.steps:
         return panel_title(ax, "No posterior yet")
     last, x = log.steps[-1], np.linspace(0.004, 0.996, 249)
-    kinds = Counter(zip(last.posterior, last.successes, last.trials, _states(last), strict=True))
+    kinds = Counter(zip(last.posterior, last.successes, last.trials, states_of(last), strict=True))
     curves = [(x, BetaPosterior(*torch.tensor(posterior, dtype=torch.float64)).pdf(torch.from_numpy(x)).numpy(),
                f"{s}/{n}" + (f" ×{count}" if count > 1 else ""), state)
               for (posterior, s, n, state), count in sorted(kinds.items())]
     ax.set_ylim(0, 1.35 * max(y.max() for _, y, _, _ in curves))
     for _, y, _, state in curves:
-        ax.plot(x, y, color=getattr(style, state), lw=2)
-        ax.fill_between(x, y, color=getattr(style, state), alpha=0.08, lw=0)
+        ax.plot(x, y, color=ink(state), lw=2, ls="-." if state == "right" else "-")
+        ax.fill_between(x, y, color=ink(state), alpha=0.08, lw=0)
     peak_labels(ax, curves)
     asked, groups = sum(last.decisions), len(last.problems)
     panel_title(ax, f"{asked or 'None'} of {groups} groups below {gate.threshold:g}" if gate
@@ -134,12 +146,13 @@ def _history(ax: Axes, log: RunLog) -> None:
         ax.plot([x - 0.5 for (first, _), end in zip(gates, ends, strict=True) for x in (first, end)],
                 [gate.threshold for _, gate in gates for _ in range(2)], color=style.threshold, ls="--", lw=1.5)
     dots = Counter((r.step, round(a / (a + b), 6), state) for r in log.steps
-                   for (a, b), state in zip(r.posterior, _states(r), strict=True))
+                   for (a, b), state in zip(r.posterior, states_of(r), strict=True))
     if dots:
         width = float(np.clip(0.9 * 72 * inches(ax)[0] / log.planned, 3.5, 11))
         steps, heights, states = zip(*dots, strict=True)
         ax.scatter(steps, heights, [width**2 * (0.3 + 0.7 * c / max(dots.values())) for c in dots.values()],
-                   [getattr(style, s) for s in states], lw=0, alpha=0.85, clip_on=False)
+                   [getattr(style, s) for s in states], lw=[0.8 * (s == "right") for s in states], edgecolors=style.faint,
+                   alpha=0.85, clip_on=False)
         last = {state: (log.steps[-1].step, height, _NAMES[state], ink(state)) for _, height, state in dots}
         labels += last.values()
     end_labels(ax, labels)
@@ -177,8 +190,9 @@ def _ladder(ax: Axes, log: RunLog) -> None:
 # several runs, and one group ---------------------------------------------------------------------------------------
 
 
-def comparison_figure(logs: Sequence[RunLog]) -> Figure:
-    """Runs in one picture: success (lines: student; points: held-out), teacher samples, length, dead groups before SSI.
+def comparison_figure(logs: Sequence[RunLog], panels: int = 4) -> Figure:
+    """Runs in one picture: success (lines: student; points: held-out), teacher samples; with 4 `panels` also length, and the
+    groups that are all wrong before SSI. ValueError: no run, or another number of panels than 2 or 4.
 
     >>> figure = comparison_figure([shipped_run("hapo-0"), shipped_run("grpo-0")])
     >>> figure.texts[0].get_text()
@@ -186,11 +200,13 @@ def comparison_figure(logs: Sequence[RunLog]) -> Figure:
     """
     if not logs:
         raise ValueError("comparison_figure: there is no run to draw; pass at least one RunLog.")
-    figure, names, planned = Figure(), run_names(logs), max(log.planned for log in logs)
-    for ax, (unit, measure) in zip(grid(figure, 2, 2), _MEASURES.items(), strict=True):
+    if panels not in (2, 4):
+        raise ValueError(f"runs are compared in 2 panels or in 4; {panels!r} is neither.")
+    figure, names, planned = blank(4.4) if panels == 2 else Figure(), run_names(logs), max(log.planned for log in logs)
+    for ax, (unit, measure) in zip(grid(figure, panels // 2, 2), _MEASURES.items(), strict=False):
         values = [[measure(r) for r in log.steps] for log in logs]
         highest = max((v for row in values for v in row), default=1)
-        step_axis(ax, planned, unit, top=1.04 if unit in ("success", "dead groups") else 1.1 * highest or 1)
+        step_axis(ax, planned, unit, top=1.04 if unit in ("success", "groups all wrong") else 1.1 * highest or 1)
         labels = []
         for i, (log, row) in enumerate(zip(logs, values, strict=True)):
             colour = style.runs[i % len(style.runs)]
@@ -233,7 +249,7 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
     columns = ((before, group_advantages(before, scale), torch.zeros(len(before), dtype=torch.bool)),
                (group.rewards, after, group.teacher_mask))
     low, high = (bound(0.0, *(x for _, advantages, _ in columns for x in advantages.tolist())) for bound in (min, max))
-    pad = 0.2 * (high - low) or 1
+    pad = 0.25 * (high - low) or 1
     what = f"the teacher takes seat {group.replaced}" if group.replaced >= 0 else \
         "the teacher joins" if group.teacher_mask.any() else "left alone"
     titles = (f"As sampled: {group.successes} of {len(before)} right", f"As updated on: {what}")
@@ -241,6 +257,7 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
         seats_panel(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25))
         seats_panel(panels[i + 2], advantages, teacher, group.replaced, "advantage", (low - pad, high + pad))
         panels[i].set_yticks([0, 1])
+        panels[i + 2].yaxis.set_major_locator(MaxNLocator(4))
         panel_title(panels[i], titles[i])
         panel_title(panels[i + 2], advantages_in_words(rewards, advantages, teacher))
     headline(figure, f"One group: {group.problem.key}")
@@ -268,7 +285,7 @@ def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced:
     colours = [style.teacher if t else style.student for t in teacher]
     bars = ax.bar(range(len(values)), values.tolist(), 0.7, color=colours)
     texts = [_signed(v) if unit == "advantage" else f"{v:.0f}" for v in values.tolist()]
-    size = min(style.size, 72 * inches(ax)[0] / len(values) / 3.3)  # five characters side by side
+    size = min(style.size, 72 * inches(ax)[0] / len(values) / 3.8)  # five characters side by side
     for label, colour in zip(ax.bar_label(bars, texts, padding=2, size=size), colours, strict=True):
         label.set_color(colour)
     ax.axhline(0, color=style.faint, lw=1)
@@ -278,7 +295,7 @@ def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced:
 
 
 _MEASURES = {"success": lambda r: r.reward, "teacher samples": lambda r: r.teacher_samples,
-             "student tokens": lambda r: r.length, "dead groups": lambda r: r.dead_before / len(r.problems)}
+             "student tokens": lambda r: r.length, "groups all wrong": lambda r: r.all_wrong / len(r.problems)}
 
 
 def _best(logs: Sequence[RunLog], names: list[str]) -> str:
@@ -291,23 +308,23 @@ def _best(logs: Sequence[RunLog], names: list[str]) -> str:
 
 
 def _span(unit: str, values: list[list[float]]) -> str:
-    number = "{:.0%}" if unit == "dead groups" else "{:.1f}"
+    number = "{:.0%}" if unit == "groups all wrong" else "{:.1f}"
     low, *_, high = [number.format(end) for end in sorted(mean_of(row[-5:]) for row in values if row) * 2]
-    return f"{unit.capitalize()}, last 5 steps: " + (low if low == high else f"{low} to {high}")
+    return f"{unit.capitalize()}, last 5 steps: {low if low == high else f'{low} to {high}'}"
 
 
 # what the log says -------------------------------------------------------------------------------------------------
 
-_NAMES = {"teacher": "teacher", "student": "live", "dead": "dead"}
+_NAMES = {"teacher": "teacher", "student": "mixed", "wrong": "all wrong", "right": "all right"}
 _RUNGS = {"inject": lambda s: (s.teacher, s.teacher, s.teacher), "leave": lambda s: ("white", s.student, s.student),
-          "erases": lambda s: (s.dead, s.teacher, s.dead), "unseen": lambda s: ("white", s.dead, s.dead)}
+          "erases": lambda s: (s.dead, s.teacher, s.dead), "unseen": lambda s: ("white", s.faint, s.faint)}
 """Face and edge of a lamp, and its bar."""
 
 
-def _states(record: StepRecord) -> list[str]:
-    """Of each group: "teacher" (injected), else "dead" (teaches nothing), else "student"."""
-    return ["teacher" if injected else "student" if any(advantages) else "dead"
-            for injected, advantages in zip(record.injected, record.advantages, strict=True)]
+def states_of(record: StepRecord) -> list[str]:
+    """Of each group: "teacher" (injected), else "student" (it teaches), else, dead, "right" or "wrong"."""
+    return ["teacher" if injected else "student" if any(advantages) else "right" if s == n else "wrong" for
+            injected, advantages, s, n in zip(record.injected, record.advantages, record.successes, record.trials, strict=True)]
 
 
 def _tested(*logs: RunLog) -> list[tuple[int, float]]:
@@ -315,7 +332,7 @@ def _tested(*logs: RunLog) -> list[tuple[int, float]]:
     return [(r.step, r.heldout) for log in logs for r in log.steps if r.heldout is not None]
 
 
-def _gate(log: RunLog, step: int | None = None) -> BetaGate | None:
+def beta_gate_of(log: RunLog, step: int | None = None) -> BetaGate | None:
     """The Beta gate in force at a step (None: the next one); None if it is another kind of gate."""
     gate = log.gate(step)
     if not isinstance(gate, dict) or gate.get("kind") != "BetaGate":
@@ -325,7 +342,7 @@ def _gate(log: RunLog, step: int | None = None) -> BetaGate | None:
 
 def _gates(log: RunLog) -> list[tuple[int, BetaGate]]:
     """Each Beta gate of the run, with the first step that it acts on."""
-    return [(step, gate) for step in log.gates() if step <= log.planned and (gate := _gate(log, step))]
+    return [(step, gate) for step in log.gates() if step <= log.planned and (gate := beta_gate_of(log, step))]
 
 
 _SHORT = {"alpha": "α", "beta": "β", "threshold": "γ"}

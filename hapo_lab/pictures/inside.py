@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
+from statistics import median
 
 import torch
 
 from hapo_lab.gate import BetaGate
 from hapo_lab.pictures.figures import group_figure
-from hapo_lab.pictures.style import Figure, end_labels, grid, headline, panel_title, plot_area, plot_line, step_axis, style
+from hapo_lab.pictures.style import (
+    Figure,
+    blank,
+    end_labels,
+    grid,
+    headline,
+    panel_title,
+    plot_area,
+    plot_dead_groups,
+    plot_line,
+    step_axis,
+    style,
+    whole,
+)
 from hapo_lab.runs.log import RunLog
+from hapo_lab.runs.progress import mean_of
 from hapo_lab.runs.record import StepRecord
 from hapo_lab.ssi import Group, known
 
 
 def health(log: RunLog) -> Figure:
     """What tells a sound training from a sick one, over the steps: gradient norm, clip fraction, dead groups before and
-    after SSI, entropy, KL to the base, the teacher's log-probability and its share of the gradient's norm."""
-    figure, last = Figure(), log.steps[-1:]
+    after SSI, entropy, KL to the base, the teacher's log-probability and its share of the gradient's norm.
+
+    Each sign has a verdict, by bounds of ours: `JUMP`, `CLIPPED`, `FALLEN`, `LINGERS`. The headline names those to watch.
+    """
+    figure, last, watch = Figure(), log.steps[-1:], []
     for ax, (name, lines) in zip(grid(figure, 2, 3), _HEALTH.items(), strict=True):
         rows = [(who, colour, [measure(r) for r in log.steps]) for who, colour, measure in lines]
         known = [v for _, _, values in rows for v in values if v is not None]
@@ -31,22 +50,49 @@ def health(log: RunLog) -> Figure:
                 plot_line(ax, [r for r, _ in measured], [v for _, v in measured], colour)
                 labels.append((last[0].step, measured[-1][1], who, colour))
         end_labels(ax, labels)
-        panel_title(ax, f"{name.capitalize()}: " + ", ".join(f"{who} {y:.3g}" for _, y, who, _ in labels) if labels
-                    else f"{name.capitalize()}: not measured yet")
+        if name == "dead groups" and last:
+            ax.set_ylim(0, 1.04)
+            plot_dead_groups(ax, log.steps)
+        judged = [v for v in rows[0][2] if v is not None]
+        sound, words = _VERDICTS[name](judged, log) if judged else (True, "not measured yet")
+        watch += [] if sound else [name]
+        panel_title(ax, (f"{name[0].upper()}{name[1:]}: " if sound else f"Watch: {name}: ")
+                    + words.replace("-", "\N{MINUS SIGN}"))
     skipped = sum(r.skipped for r in log.steps)
     headline(figure, f"{log.name}: health after step {len(log.steps)} of {log.planned}"
+                     + (f": watch the {', the '.join(watch)}" if watch else ": no sign to watch" if last else "")
                      + (f"; float16 overflowed {skipped} times" if skipped else ""))
     return figure
 
 
+JUMP = 10
+"""A gradient norm so many times its median is one."""
+CLIPPED = 0.2
+"""A share of clipped tokens above this one is large."""
+FALLEN = 0.1
+"""An entropy below this share of its first value has fallen."""
+LINGERS = 0.1
+"""A teacher whose share of the gradient's norm, the mean of the last five steps, is above this has not left."""
+
 _HEALTH = {
-    "gradient norm": [("before clipping", style.ink, lambda r: r.grad_norm)],
-    "clip fraction": [("student's tokens", style.student, lambda r: r.clip_fraction)],
-    "dead groups": [("before SSI", style.faint, lambda r: r.dead_before), ("after", style.teacher, lambda r: r.dead_after)],
-    "nats": [("entropy", style.student, lambda r: r.entropy), ("KL to base", style.held_out, lambda r: r.kl)],
-    "teacher's log p": [("mean of a token", style.teacher, lambda r: r.teacher_logp)],
-    "teacher's share": [("of the gradient", style.teacher, lambda r: r.teacher_share)],
+    "gradient norm": [("before clip", style.ink, lambda r: r.grad_norm)],
+    "clip fraction": [("student", style.student, lambda r: r.clip_fraction)],
+    "dead groups": [("after SSI", style.teacher, lambda r: r.dead_after / len(r.problems))],
+    "entropy": [("entropy, nats", style.student, lambda r: r.entropy), ("KL to base", style.held_out, lambda r: r.kl)],
+    "teacher's log p": [("teacher", style.teacher, lambda r: r.teacher_logp)],
+    "teacher's share": [("teacher", style.teacher, lambda r: r.teacher_share)],
 }
+"""Sign -> its lines; the first is judged."""
+_VERDICTS: dict[str, Callable[[list[float], RunLog], tuple[bool, str]]] = {
+    "gradient norm": lambda v, _: (max(v) <= JUMP * median(v), f"{v[-1]:.2g}, at most {max(v):.2g}"),
+    "clip fraction": lambda v, _: (max(v) <= CLIPPED, f"at most {max(v):.0%}" if any(v) else "no token is clipped"),
+    "dead groups": lambda v, log: (log.steps[-1].dead_after <= log.steps[-1].all_right,
+                                   f"{log.steps[0].all_wrong} all wrong at first, {log.steps[-1].all_wrong} now"),
+    "entropy": lambda v, _: (v[-1] >= FALLEN * v[0], f"{v[0]:.2f} at first, {v[-1]:.2f} now"),
+    "teacher's log p": lambda v, _: (v[-1] >= v[0], f"{v[0]:.2f} at first, {v[-1]:.2f} now"),
+    "teacher's share": lambda v, _: (mean_of(v[-5:]) <= LINGERS, f"{v[0]:.2f} at first, {v[-1]:.2f} now"),
+}
+"""Sign -> whether it is sound, and its figures, from what was measured of its first line."""
 
 
 def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
@@ -85,18 +131,17 @@ def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0,
     steps, gate = log.steps[:_step(log, step).step], BetaGate(alpha, beta, threshold)
     recorded = [sum(r.decisions) for r in steps]
     replayed = [int(gate.injects(torch.tensor(r.successes), torch.tensor(r.trials)).sum()) for r in steps]
-    figure = Figure()
-    left, right = grid(figure, 1, 2)
-    step_axis(left, log.planned, "groups below the threshold", top=1.08 * max(len(r.problems) for r in steps))
-    plot_area(left, steps, recorded, style.teacher, alpha=0.5)
-    plot_line(left, steps, replayed, style.ink)
-    end_labels(left, [(step, recorded[-1], "recorded", style.teacher), (step, replayed[-1], "replayed", style.ink)])
-    panel_title(left, f"Groups up to step {step}: {sum(recorded)} recorded, {sum(replayed)} replayed")
-    step_axis(right, log.planned, "success", top=1.04)
-    plot_line(right, steps, [r.reward for r in steps], style.student)
-    end_labels(right, [(step, steps[-1].reward, "student", style.student)])
-    panel_title(right, f"Student {steps[-1].reward:.2f} at step {step}")
-    headline(figure, REPLAY[0].upper() + REPLAY[1:])
+    figure, most = blank(5.4), max(len(r.problems) for r in steps)
+    for ax, who, counts in zip(grid(figure, 2, 1), ("The run's gate", "This gate"), (recorded, replayed), strict=True):
+        step_axis(ax, log.planned, "groups", top=1.08 * most)
+        ax.yaxis.set_major_locator(whole())
+        plot_area(ax, steps, 0, counts, style.teacher)
+        panel_title(ax, f"{who} asks for the teacher in {sum(counts)} of "
+                        f"{sum(len(r.problems) for r in steps)} groups" + ("" if counts is recorded else f": {REPLAY}"))
+    more = sum(replayed) - sum(recorded)
+    headline(figure, "Both gates decide alike: choose other numbers" if recorded == replayed else
+             f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'fewer'}" if more else
+             "This gate asks for the teacher as often, in other steps")
     return figure, {"recorded": recorded, "replayed": replayed}
 
 

@@ -12,14 +12,14 @@ from functools import lru_cache
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import Gate, NeverGate, ladder, rungs, with_numbers
 from hapo_lab.loss import log_probability
 from hapo_lab.methods import HAPO, Method
-from hapo_lab.pictures.explorables import cell_figure, ladder_words, lamps_html
-from hapo_lab.pictures.style import Figure, end_labels, frame, grid, headline, panel_title, step_axis, style, write
+from hapo_lab.pictures.explorables import ladder_words, lamps_html
+from hapo_lab.pictures.style import Figure, blank, cell_figure, dashes, frame, grid, headline, panel_title, style, write
 from hapo_lab.reproducibility.catalogue import get_gate
 from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
 from hapo_lab.theory.injection import (
@@ -80,13 +80,13 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     numbers = {"injection": here.injection, "relative_bias": here.relative_bias, "variance": here.variance / plain.variance,
                "horizon": purity_horizon(TARGET, trials, gate, visit=visit)}
     figure, (left, right) = cell_figure(1, 2)
-    for ax, unit in ((left, "probability"), (right, "over the closed gate's")):
+    for ax, unit in ((left, "probability"), (right, "ratio to the closed gate")):
         rate_axis(ax, unit)
         ax.axvline(success_rate, color=style.ink, lw=1.2, ls=":")
     left.set(ylim=(0, 1.04))
-    for name, bound, dashes in (("hoeffding", hoeffding_bound, "--"), ("chernoff", chernoff_bound, "-.")):
+    for name, bound, pattern in (("hoeffding", hoeffding_bound, "--"), ("chernoff", chernoff_bound, "-.")):
         if count_cutoff(gate, trials, visit):
-            left.plot(MU, bound(MU, trials, gate, visit), color=style.faint, lw=1.5, ls=dashes)
+            left.plot(MU, bound(MU, trials, gate, visit), color=style.faint, lw=1.5, ls=pattern)
             numbers[name] = float(bound(success_rate, trials, gate, visit))
     left.plot(MU, [e.injection for e in curves], color=style.teacher, lw=2.4)
     left.plot([success_rate], [here.injection], "o", color=style.teacher, ms=10, clip_on=False, zorder=3)
@@ -94,15 +94,16 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     for i, (word, colour) in enumerate(zip(words, (style.teacher, style.faint, style.faint), strict=False)):
         write(left, 0.03, 0.6 - 0.11 * i, word, colour, transform=left.transAxes)
     variances = [e.variance / p.variance for e, p in zip(curves, plains, strict=True)]
-    right.set(yscale="log", ylim=(1e-4, 30))
-    right.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1, 10], ["1e-4", "1e-3", "0.01", "0.1", "1", "10"])
-    right.yaxis.set_minor_locator(NullLocator())
-    for values, value, colour in (([e.relative_bias for e in curves], here.relative_bias, style.teacher),
-                                  (variances, numbers["variance"], style.student)):
-        right.plot(MU, np.clip(values, 1e-6, None), color=colour, lw=2.2)
-        right.plot([success_rate], [np.clip(value, 1e-4, 30)], "o", color=colour, ms=9, clip_on=False, zorder=3)
-    write(right, 0.03, 0.13, "bias of the expected update", style.teacher, transform=right.transAxes)
-    write(right, 0.03, 0.04, "variance of an update", style.student, transform=right.transAxes)
+    biases = [e.relative_bias for e in curves]
+    right.set(ylim=(0, min(1.35 * max(*variances, *biases, 1), 4)))  # with room for the key
+    for values, value, colour, dash in ((biases, here.relative_bias, style.teacher, "-"),
+                                        (variances, numbers["variance"], style.student, "--")):
+        right.plot(MU, values, color=colour, lw=2.2, ls=dash)
+        right.plot([success_rate], [min(value, right.get_ylim()[1])], "o", color=colour, ms=9, clip_on=False, zorder=3)
+    for height, name, colour in ((0.94, "- - variance of an update", style.student),
+                                  (0.84, "\N{EM DASH} bias of the expected update", style.teacher)):
+        write(right, 0.03, height, name, colour, transform=right.transAxes, va="center",
+              bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
     panel_title(left, f"P(inject) at \N{GREEK SMALL LETTER MU} = {success_rate:g}: {percent(here.injection)}" + (
         f", Chernoff \N{LESS-THAN OR EQUAL TO} {percent(numbers['chernoff'])}" if count_cutoff(gate, trials, visit) else ""))
     panel_title(right, f"Relative bias {here.relative_bias:.3g}, variance \N{MULTIPLICATION SIGN} {numbers['variance']:.3g}")
@@ -190,8 +191,8 @@ def buys_and_costs(trials: int = 8, gate: Gate = BetaGate()) -> tuple[Figure, di
     right.set(yscale="log", ylim=(1e-6, 3))
     right.set_yticks([1e-6, 1e-4, 0.01, 1], ["1e-6", "1e-4", "0.01", "1"])
     right.yaxis.set_minor_locator(NullLocator())
-    right.plot(MU, never, color=style.student, lw=2.2)
-    write(right, 0.3, 0.25, "GRPO", style.student, transform=right.transAxes)
+    right.plot(MU, never, color=style.student, lw=8, alpha=0.35, solid_capstyle="butt")  # wide: the next curve lies on it
+    write(right, 0.3, 0.25, "GRPO, the wide line", style.student, transform=right.transAxes)
     numbers = {"never": never, **live}
     for i, ((name, expected), colour) in enumerate(zip(found.items(), (style.teacher, style.ink), strict=True)):
         numbers[name] = np.array([np.linalg.norm(e.update) for e in expected])
@@ -224,18 +225,23 @@ def percent(p: float) -> str:
 
 
 def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> Figure:
-    """Success over time, the time on a log axis: time is steps times their size."""
+    """Success over time, which is steps times their size; a name hangs where its curve leaves the teacher's action."""
     figure, (ax,) = cell_figure(1, 1)
     frame(ax, "step \N{MULTIPLICATION SIGN} step size", "success")
-    for (name, curve), colour in zip(curves.items(), style.runs[1:], strict=False):
-        time = step_size * np.arange(1, len(curve.success) + 1)
-        ax.plot(time, curve.success, color=colour, lw=2.2)
-        passes = int(np.argmax(curve.success > 0.85)) if curve.success[-1] > 0.85 else len(time) - 1
-        write(ax, time[passes], 0.62 - 0.12 * list(curves).index(name), f"{name} ", colour, ha="right")
-    ax.set(xscale="log", xlim=(10 * step_size, time[-1]), ylim=(0, 1))
-    ax.set_xticks(powers := [10**n for n in range(2, len(str(int(time[-1]))))], [f"{power:,}" for power in powers])
-    ax.minorticks_off()
+    end = step_size * max(len(curve.success) for curve in curves.values())
+    ax.set(xlim=(0, 1.12 * end), ylim=(0, 1.0), yticks=[0, 0.2, 0.4, 0.6, 0.8, 0.9])
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.axhline(0.8, color=style.threshold, ls="--", lw=1.2)
+    leaves = {name: step_size * (1 + int(np.argmax(curve.success > 0.85))) if curve.success[-1] > 0.85 else end
+              for name, curve in curves.items()}
+    for row, (name, leave) in enumerate(sorted(leaves.items(), key=lambda item: item[1])):
+        colour, success = style.runs[list(curves).index(name)], curves[name].success
+        ax.plot(step_size * np.arange(1, len(success) + 1), success, color=colour, lw=2.2, ls=dashes(colour))
+        foot = 0.1 + 0.6 * (row + 1) / len(curves)
+        ax.plot([leave, leave], [foot, 0.8], color=colour, lw=1.2, ls=":")
+        write(ax, leave, foot, f" {name} {leave:,.0f}" if curves[name].success[-1] > 0.85 else f" {name}: not in this time",
+              colour, va="center", ha="left" if leave < 0.8 * end else "right")
     headline(figure, "The teacher's 0.8 is a long rest, not the end")
     return figure
 
@@ -265,52 +271,29 @@ def norms_figure(curves: dict[str, LearningCurve]) -> Figure:
 
 
 def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
-    """What became of the teacher in training: means over the seeds."""
-    figure = Figure()
-    over_time, against, share, exam = grid(figure, 2, 2)
-    steps = len(next(iter(settings.values()))[0].successes)
-    colours = dict(zip(settings, [*style.runs, style.student, style.teacher], strict=False))
-    step_axis(over_time, steps, "share of groups injected", top=1.04)
-    step_axis(share, steps, "teacher's share of |g|", top=1)
-    share.set(yscale="log", ylim=(1e-4, 1.2))
-    share.set_yticks([1e-4, 1e-3, 0.01, 0.1, 1], ["1e-4", "1e-3", "0.01", "0.1", "1"])
-    share.yaxis.set_minor_locator(NullLocator())
-    share.yaxis.labelpad = 1
-    frame(against, "predicted", "measured")
-    against.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    against.plot([0, 1], [0, 1], color=style.threshold, lw=1, ls="--")
-    frame(exam, "held-out success", "")
-    exam.set(xlim=(-0.6, 1.03), ylim=(len(settings) - 0.4, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[])
-    labels = []
-    for row, (name, runs) in enumerate(settings.items()):
-        colour, injection = colours[name], smoothed(np.mean([run.injection for run in runs], 0))
-        over_time.plot(np.arange(1, steps + 1), injection, color=colour, lw=1.8, clip_on=False)
-        labels.append((steps, injection[-1], name, colour))
-        shares = smoothed(np.mean([run.share for run in runs], 0))
-        share.plot(np.arange(1, steps + 1), np.where(shares > 0, shares, np.nan), color=colour, lw=1.8)
-        measured = [(np.mean([run.predicted[step] for run in runs]), np.mean([run.injection[step - 1] for run in runs]))
-                    for step in runs[0].predicted]
-        against.plot(*np.transpose(measured), "o", color=colour, ms=5)
-        exam.plot([run.heldout for run in runs], [row] * len(runs), "o", color=colour, ms=6, alpha=0.8, clip_on=False)
-        write(exam, -0.58, row, name, colour, va="center")
-    end_labels(over_time, labels)
-    found = [outcome(runs) for runs in settings.values()]
-    rates = [o.injection for o in found]
-    panel_title(over_time, f"Injection, smoothed over {WINDOW} steps")
-    panel_title(against, f"Every dot a step; largest |z| of the {len(found)}: {max(abs(o.z) for o in found):.1f}")
-    panel_title(share, "The teacher's part in the gradient's norm")
-    panel_title(exam, f"After {steps} steps, {found[0].seeds} seeds each")
-    headline(figure, f"{len(found)} settings, the last {LAST} of {steps} steps: the teacher comes to {min(rates):.0%} to "
-                     f"{max(rates):.0%} of the groups")
+    """What became of the teacher in training: a row per setting, the most faithful teacher on top; means over the seeds."""
+    found = {name: outcome(runs) for name, runs in sorted(settings.items(), key=lambda item: outcome(item[1]).injection)}
+    figure = blank(0.4 * len(found) + 2)
+    left, right = grid(figure, 1, 2)
+    frame(left, f"share of groups injected, last {LAST} steps", "")
+    frame(right, "held-out success", "")
+    left.set(xlim=(0, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1])
+    right.set(xlim=(-0.02, 1.04), xticks=[0, 0.25, 0.5, 0.75, 1])
+    for ax in (left, right):
+        ax.set(ylim=(-0.6, len(found) - 0.4), yticks=[])
+        ax.spines["left"].set_visible(False)
+    for row, (name, o) in enumerate(found.items()):
+        left.barh(row, o.injection, 0.62, color=style.teacher)
+        left.plot([o.predicted] * 2, [row - 0.42, row + 0.42], color=style.ink, lw=2.5, solid_capstyle="butt", clip_on=False)
+        write(left, -0.03, row, name, style.ink, ha="right", va="center")
+        write(left, max(o.injection, o.predicted) + 0.02, row, percent(round(o.injection, 3)), style.teacher, va="center")
+        right.plot([run.heldout for run in settings[name]], [row] * o.seeds, "o", color=style.held_out, ms=7, alpha=0.7,
+                   clip_on=False)
+    box = left.get_position()
+    names = (0.62 * max(map(len, found)) + 2) * style.size / 72 / figure.get_size_inches()[0]
+    left.set_position((names, box.y0, box.x1 - names, box.height))
+    panel_title(left, f"Bar: measured, tick: predicted; |z| up to {max(abs(o.z) for o in found.values()):.1f}")
+    panel_title(right, f"A dot per seed, {len(next(iter(settings.values())))} each")
+    rates = [o.injection for o in found.values()]
+    headline(figure, f"{len(found)} settings: at the end the teacher comes to {min(rates):.0%} to {max(rates):.0%} of groups")
     return figure
-
-
-WINDOW = 10
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Means of up to `WINDOW` steps up to each."""
-    sums = np.concatenate([[0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - WINDOW, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)

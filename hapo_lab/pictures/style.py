@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from hapo_lab.runs.record import StepRecord
@@ -28,13 +30,20 @@ class Style:
     student: str = "#0072B2"
     teacher: str = "#D55E00"
     held_out: str = "#009E73"
+    wrong: str = "#A0A0A0"
+    """A group whose rollouts are all wrong ..."""
+    right: str = "#DCDCDC"
+    """... and one whose rollouts are all right: both are dead, for opposite reasons."""
     dead: str = "#999999"
+    """Where the teacher takes the only failure: the gate's injection makes the group dead."""
     threshold: str = "black"
     ink: str = "#222222"
     faint: str = "#666666"
-    runs: tuple[str, ...] = ("#000000", "#CC79A7", "#56B4E9", "#E69F00", "#7B3294", "#8C510A", "#4D9221", "#B2182B",
-                             "#2166AC", "#878787", "#01665E", "#C51B7D")
-    """Where lines are runs and not roles."""
+    runs: tuple[str, ...] = ("#000000", "#CC79A7", "#6A3D9A", "#A08A00", "#8C510A", "#8FA83A", "#A50F3C", "#B39DDB",
+                             "#3F4F00", "#D9A0A0", "#5B2C6F", "#C51B7D")
+    """Where lines are runs and not roles: no blue, orange or green. Of three neighbours each has a lightness of its own."""
+    dashes: tuple[str, ...] = ("-", "--", "-.", ":")
+    """Of each three in `runs`."""
     size: float = 11
     """Of the type, in points."""
 
@@ -76,6 +85,19 @@ class Figure(matplotlib.figure.Figure):
         return {"image/png": to_png(self), "text/plain": self.says}, {"image/png": {"alt": self.says}}
 
 
+def blank(height: float) -> Figure:
+    """As wide as a cell's output: larger type takes a larger picture too, so that everything still fits."""
+    figure, larger = Figure(), (style.size / 11) ** 0.6
+    figure.set_size_inches(9.6 * larger, height * larger)
+    return figure
+
+
+def cell_figure(rows: int, columns: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """Axes in a picture as wide as a cell's output."""
+    figure = blank(height)
+    return figure, grid(figure, rows, columns)
+
+
 def to_png(figure: matplotlib.figure.Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     file = BytesIO()
@@ -92,13 +114,18 @@ def in_256_colours(png: bytes) -> bytes:
 
 def ink(state: str) -> str:
     """Its colour as type: grey is too faint to read."""
-    return style.faint if state == "dead" else getattr(style, state)
+    return getattr(style, state) if state in ("student", "teacher", "held_out") else style.faint
+
+
+def dashes(colour: str) -> str:
+    """What tells a run's line from one of like lightness; a role's line is solid."""
+    return style.dashes[style.runs.index(colour) // 3] if colour in style.runs else "-"
 
 
 def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
     """Axes with room for the type: laid out by hand, which is far faster than a layout engine."""
     line, (width, height) = style.size / 72, figure.get_size_inches()
-    left, right, top, bottom, across, between = (lines * line for lines in (4.1, 1.3, 4.9, 3.4, 4.6, 5.6))
+    left, right, top, bottom, across, between = (lines * line for lines in (4.5, 1.3, 4.9, 3.4, 5.0, 5.6))
     figure.subplots_adjust(left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height,
                            wspace=across * columns / (width - left - right - across * (columns - 1)),
                            hspace=between * rows / (height - top - bottom - between * (rows - 1)))
@@ -106,7 +133,7 @@ def grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
 
 
 def frame(ax: Axes, x: str, y: str) -> None:
-    """The bare axes of a panel, with their labels."""
+    """The bare axes of a panel, with their labels: the upright one as long as the axis at most, where nothing cuts it."""
     ax.set_facecolor("white")
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -114,7 +141,10 @@ def frame(ax: Axes, x: str, y: str) -> None:
         spine.set(color=style.faint, linewidth=1)
     ax.tick_params(color=style.faint, labelcolor=style.ink, labelsize=style.size, width=1, length=3)
     ax.set_xlabel(x, color=style.ink, size=style.size)
-    ax.set_ylabel(y, color=style.ink, size=style.size)
+    height = 72 * inches(ax)[1]
+    ax.set_ylabel(y, color=style.ink, size=min(style.size, height / (0.55 * max(len(y), 1))))
+    beside: Any = ax.figure
+    ax.yaxis.set_label_coords(0, 0.5, ax.transAxes + ScaledTranslation(-3.1 * style.size / 72, 0, beside.dpi_scale_trans))
 
 
 def step_axis(ax: Axes, planned: int, y: str, top: float) -> None:
@@ -138,14 +168,31 @@ def inches(ax: Axes) -> tuple[float, float]:
 
 def plot_line(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str) -> None:
     """One value per step, thinner in a long run."""
-    ax.plot([r.step for r in steps], values, color=colour, lw=2.2 if len(steps) < 100 else 1.2,
+    ax.plot([r.step for r in steps], values, color=colour, ls=dashes(colour), lw=2.2 if len(steps) < 100 else 1.2,
             marker="o" if len(steps) == 1 else None, ms=5, solid_capstyle="round", clip_on=False)
 
 
-def plot_area(ax: Axes, steps: Sequence[StepRecord], values: Sequence[float], colour: str, alpha: float = 1) -> None:
+def plot_area(ax: Axes, steps: Sequence[StepRecord], low: ArrayLike, high: ArrayLike, colour: str) -> None:
     """Bars without gaps, as one patch: a step's bar is 1 wide."""
     edges = np.array([(r.step - 0.5, r.step + 0.5) for r in steps]).ravel()
-    ax.fill_between(edges, np.repeat(values, 2), color=colour, alpha=alpha, lw=0)
+    ax.fill_between(edges, np.repeat(np.broadcast_to(low, len(steps)), 2), np.repeat(high, 2), color=colour, lw=0)
+
+
+def plot_dead_groups(ax: Axes, steps: Sequence[StepRecord]) -> None:
+    """Shares of dead groups per step: all right from below, all wrong from above, each with its name inside.
+
+    The success rate lies between the two: the white band is the groups that teach.
+    """
+    right, wrong = (np.array([getattr(r, which) / len(r.problems) for r in steps]) for which in ("all_right", "all_wrong"))
+    (left, end), last = ax.get_xlim(), steps[-1].step + 0.5
+    half = min(0.33 * len("all wrong") * style.size / 72 / inches(ax)[0] * (end - left), (last - left) / 2)
+    for low, high, colour, name in ((0 * right, right, style.right, "all right"),
+                                    (1 - wrong, 1 + 0 * wrong, style.wrong, "all wrong")):
+        plot_area(ax, steps, low, high, colour)
+        if (share := high - low).any():
+            middle = int(np.searchsorted(share.cumsum(), share.sum() / 2))
+            write(ax, float(np.clip(steps[middle].step, left + half, last - half)), (low + high)[middle] / 2, name, style.ink,
+                  ha="center", va="center", bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 1}, zorder=4)
 
 
 def write(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:

@@ -96,6 +96,16 @@ class StepRecord:
         return tuple(seat >= 0 for seat in self.replaced)
 
     @property
+    def all_wrong(self) -> int:
+        """Groups that failed whole, as sampled ..."""
+        return sum(s == 0 for s in self.successes)
+
+    @property
+    def all_right(self) -> int:
+        """... and groups without a failure. The advantages of both are 0."""
+        return sum(s == n for s, n in zip(self.successes, self.trials, strict=True))
+
+    @property
     def training_seconds(self) -> float:
         """Without the evaluation."""
         return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
