@@ -73,6 +73,7 @@ def test_the_pages_tables_are_those_of_the_results(benchmark):
     pages = ("benchmarks/README.md", "docs/results.md", "docs/purity.md")
     speed, success, purity = ((ROOT / page).read_text() for page in pages)
     assert "\n".join(benchmark("against_trl").table(results("against_trl"))) in speed
+    assert "\n".join(benchmark("through_trl").table(results("through_trl"))) in (ROOT / "docs" / "many-gpus.md").read_text()
     assert "\n".join(benchmark("rollouts").table(results("rollouts")["repeats"])) in speed
     assert "\n".join(benchmark("scaling").table(results("scaling")["medians"])) in speed
     assert "\n".join(benchmark("neighbour").table(results("neighbour")["repeats"])) in speed

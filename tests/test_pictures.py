@@ -54,7 +54,7 @@ DRAWN = {
     explorables.hearing: [(2, lambda: explorables.hearing("7 + 8: 85", np.array([.9, .9, 1, .7, 1, 2e-6, 1, .9, 1])))],
     purity.meter: [(2, purity.meter), (2, lambda: purity.meter(0.9, 4)), (2, lambda: purity.meter(kind="always")),
                    (2, lambda: purity.meter(0.5, 64, "running", visit=9))],
-    purity.group_sizes: [(1, purity.group_sizes)],
+    purity.group_sizes: [(2, purity.group_sizes), (2, lambda: purity.group_sizes(0.5, 64, 3, 3))],
     purity.buys_and_costs: [(2, purity.buys_and_costs)],
     purity.ceiling_figure: [(1, lambda: purity.ceiling_figure(curves([-4, -5, 2], [0.8, 0.9, 0], 3500), 10.0))],
     purity.norms_figure: [(2, lambda: purity.norms_figure(dict(list(curves([0, 0, 0], [0.8, 0.81, 0], 300).items())[:2])))],
