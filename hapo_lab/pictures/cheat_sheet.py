@@ -27,8 +27,9 @@ SMALL, LINE, TERM = 7.3, 9.3, 90.0
 GATE = BetaGate()
 """The paper's, and HAPO's here."""
 READ_ON = ("Lessons: 00 a first run, 01 advantage collapse, 02 SSI, 03 the gate, 04 the loss, 05 training live, "
-           "06 fair comparison, 07 asymptotic purity, 08 your own task, 09 mathematics. Pages: README, docs/glossary.md, "
-           "docs/purity.md, docs/comparison.md, docs/teaching.md. Paper: arXiv 2603.11321, by Wu, Wang, Chen and Wei.")
+           "06 fair comparison, 07 asymptotic purity, 08 your own task, 09 mathematics, 10 build HAPO. Pages: README, "
+           "docs/glossary.md, docs/purity.md, docs/comparison.md, docs/teaching.md. Paper: arXiv 2603.11321, "
+           "by Wu, Wang, Chen and Wei.")
 """Where the page ends."""
 
 
