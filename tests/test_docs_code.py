@@ -101,9 +101,9 @@ def test_the_readmes_commands_run_as_written(tmp_path):
     (tmp_path / "my_gates.py").write_text(MY_GATES)
     (tmp_path / "data").symlink_to(README.parent / "data")
     given = [words for words in commands(README) if words[0] == "hapo-lab" and words[1] != "lessons"]
-    assert {words[1] for words in given} == {"train", "resume", "evaluate", "report", "doctor", "experiment"}
+    assert {words[1] for words in given} == {"train", "resume", "evaluate", "report", "doctor", "experiment", "quiz"}
     for words in given:
         command = [Path(sys.executable).parent / words[0], *words[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     assert len(RunLog.load(tmp_path / "runs" / "mine").steps) == 80 and (tmp_path / "report" / "comparison.png").exists()
