@@ -6,8 +6,8 @@ MOST = 25
 """Words in one sentence."""
 
 ABBREVIATIONS = r"(?<!\be\.g)(?<!\bi\.e)(?<!\bet al)(?<!\bvs)(?<!\bcf)(?<!\bFig)(?<!\bNo)(?<!\bapprox)"
-END = re.compile(rf"{ABBREVIATIONS}[.!?][\"'”’)\]*_]*\s+(?=[\"'“‘(\[*_]*[A-ZÀ-ÞΑ-Ω0-9`$])|\s·\s")
-"""A full stop before white space and whatever may begin a sentence; or the dot between the links of a list."""
+END = re.compile(rf"{ABBREVIATIONS}[.!?][\"'”’)\]*_]*\s+(?=[\"'“‘(\[*_]*(?:[A-ZÀ-ÞΑ-Ω0-9`$]|[b-z]\s))|\s·\s")
+"""A full stop before white space and a sentence's beginning, which may be a variable; or the dot between a list's links."""
 
 
 def blocks(markdown: str) -> list[str]:
@@ -23,6 +23,7 @@ def blocks(markdown: str) -> list[str]:
 def plain(block: str) -> str:
     """With a link's text in its place, one word for a span of code, a formula or an interval, and no emphasis, no tag, no mark."""
     block = re.sub(r"(`+)(.+?)\1|\$[^$]+\$", "Code", block)
+    block = re.sub(r"\[[^\]\s]*[/.][^\]\s]*\]\([^)]*\)", "File", block)
     block = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", block)
     block = re.sub(r"\[(?:A|R|V|ours)(?:, ?(?:A|R|V|ours))*\]", "", block)
     block = re.sub(r"\[-?[\d.]+%?, -?[\d.]+%?\]", "0", block)

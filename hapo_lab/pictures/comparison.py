@@ -257,7 +257,7 @@ def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]
     return rows + [f"| {name} | " + " | ".join(cell(name, split) for split in splits) + " |" for name, _ in by_method(found)]
 
 
-WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, a token"}
+WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, per token"}
 
 
 def way_table(found: Sequence[Outcome]) -> list[str]:
