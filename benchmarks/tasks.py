@@ -4,8 +4,8 @@
     python benchmarks/tasks.py iso_date json_record --model smollm2-135m [--base]     # --base: without training
 
 A demonstration's log p per token, under the base model, says how foreign it is: F(p) has a small gradient where p is small.
-Success is at temperature 1, 8 samples per problem, of the base and after HAPO's usual run of seed 0. Each task's figures replace
-its old ones in `benchmarks/results/tasks.json`; `docs/tasks.md` shows them.
+Success is at temperature 1, with 8 samples per problem: of the base, and after HAPO's usual run of seed 0. Each task's figures
+replace its old ones in `benchmarks/results/tasks.json`; `docs/tasks.md` shows them.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def test_ctrl_c_loses_at_most_a_batch_and_the_same_command_goes_on(file, tmp_pat
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(TransformersEngine, "generate", pressed)
         main([*command, str(tmp_path / "out")])
-    assert str(stopped.value) == (f"stopped; what was sampled is in {tmp_path / 'out'}: give the same command again to go on.")
+    assert str(stopped.value) == (f"stopped; {tmp_path / 'out'} holds the samples so far: repeat the command to continue.")
     assert len(read(tmp_path / "out").splitlines()) == 128
     main([*command, str(tmp_path / "out")])
     main([*command, str(tmp_path / "other")])
@@ -415,7 +415,7 @@ def test_what_a_run_was_trained_on_is_said(run, tmp_path, capsys):
     asked = [{"prompt": question(p), "answer": p.answer.split()[-1]} for p in (task.train[0], task.heldout[0])]
     main(["bench", str(run), "--data", str(write(tmp_path / "e.jsonl", asked)), "--verifier", "last_number", "--samples", "1",
           "--out", str(tmp_path / "out")])
-    assert "was trained on 1 of these 2 questions: they are no test of it" in capsys.readouterr().out
+    assert "was trained on 1 of these 2 questions: they do not test it" in capsys.readouterr().out
 
 
 def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
@@ -428,7 +428,7 @@ def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["tiny"], "there is no run whose held-out problems could be asked: name task files"),
-    (["tiny", "--verifier", "last_number"], "a run brings its own verifier: leave out --verifier"),
+    (["tiny", "--verifier", "last_number"], "a run has its own verifier: leave out --verifier"),
     (["tiny", "--data", "FILE"], "--data needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION"),
     (["tiny", "--data", "no.jsonl", "--verifier", "last_number"], "no.jsonl can't be read: no such file"),
     (["gpt-9", "--data", "FILE", "--verifier", "last_number"], "model 'gpt-9' is no preset"),
