@@ -1,4 +1,4 @@
-"""python -m hapo_lab bench RUN|MODEL ... --data FILE ..."""
+"""hapo-lab bench RUN|MODEL ... --data FILE ..."""
 
 from __future__ import annotations
 

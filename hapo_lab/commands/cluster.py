@@ -1,4 +1,4 @@
-"""python -m hapo_lab plan RECIPE --gpus N: a step inside TRL, on several GPUs of one machine. Computed; nothing is measured.
+"""hapo-lab plan RECIPE --gpus N: a step inside TRL, on several GPUs of one machine. Computed; nothing is measured.
 
 Rollouts are vLLM's, on the same GPUs, where it sleeps during the update, or on some of its own. The update takes one completion
 at a time, with gradient checkpoints. Every completion is taken to be of full length.

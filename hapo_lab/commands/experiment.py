@@ -1,4 +1,4 @@
-"""python -m hapo_lab experiment run | examine | pack | report FILE"""
+"""hapo-lab experiment run | examine | pack | report FILE"""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hapo_lab.runs.log import runs_folder
 
 
 def run_experiment(args: argparse.Namespace) -> None:
-    """Train what is missing of an experiment."""
+    """Train an experiment's missing trials."""
     _do(run, args, "run")
 
 
 def examine_experiment(args: argparse.Namespace) -> None:
-    """Look at the test problems, once for each trial."""
+    """Evaluate the test problems, once per trial."""
     _do(examine, args, "examine")
 
 

@@ -1,4 +1,4 @@
-"""python -m hapo_lab plan RECIPE: what a training needs, before it starts."""
+"""hapo-lab plan RECIPE: a training's memory and time, before it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m hapo_lab report RUN ..."""
+"""hapo-lab report RUN ..."""
 
 from __future__ import annotations
 
