@@ -49,7 +49,7 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     if scale not in ("std", "none", "leave_one_out"):
         raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std', 'none' or 'leave_one_out'.")
     if n < 2 or n <= ddof:
-        raise ValueError(f"group_advantages: a group of {n} has nothing to be compared with; use at least 2 rollouts.")
+        raise ValueError(f"group_advantages: a group of {n} has nothing to compare; use at least 2 rollouts.")
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if scale == "std":
         advantages = advantages / (rewards.std(-1, correction=ddof, keepdim=True) + eps)

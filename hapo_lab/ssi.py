@@ -160,7 +160,7 @@ def extra_seat(group: Group, demonstration: Rollout) -> Group:
 def _seated(group: Group, demonstration: Rollout, seat: int, removed: Rollout | None) -> Group:
     """The group with the teacher in a seat, if it has no teacher yet."""
     if group.replaced >= 0:
-        raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
+        raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; a group takes one injection.")
     if not demonstration.ids:
         raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} has no tokens.")
     if demonstration.reward != 1:

@@ -64,7 +64,7 @@ class HAPOConfig(GRPOConfig):
             if not (self.generation_batch_size or 0) % self.num_generations:
                 raise
             raise ValueError(
-                f"{self.generation_batch_size} completions per round are no whole groups of {self.num_generations}: choose a "
+                f"{self.generation_batch_size} completions per round are not whole groups of {self.num_generations}: choose a "
                 "multiple for per_device_train_batch_size times gradient_accumulation_steps times the processes.") from error
 
 
@@ -257,7 +257,7 @@ class HAPOTrainer(GRPOTrainer):
         bar = getattr(self.args, "success", None)
         if bar is None and (odd := totals[(totals != 0) & (totals != 1)]).numel():
             raise ValueError(f"a completion's rewards add up to {odd[0].item():g}; the gate counts successes, so let them be 0 "
-                             "or 1, or say with HAPOConfig(success=...) from which sum on it is one.")
+                             "or 1, or set HAPOConfig(success=...) to the least sum of a success.")
         return totals >= (1 if bar is None else bar)
 
     def _refuse_rejected(self, rewards: torch.Tensor) -> None:
@@ -334,7 +334,7 @@ def _refuse(args: GRPOConfig, data: Any, more: dict[str, Any]) -> None:
         raise ValueError(f"loss_type is {args.loss_type!r}; with a teacher choose one of dapo, {', '.join(AGGREGATIONS)}.")
     for name, only in LEFT.items():
         if (value := getattr(args, name, only)) != only:
-            raise ValueError(f"{name} is {value!r}; what it does to a teacher's tokens is not defined: leave it at {only!r}.")
+            raise ValueError(f"{name} is {value!r}; its effect on a teacher's tokens is not defined: leave it at {only!r}.")
     for name in ("tools", "rollout_func", "environment_factory"):
         if more.get(name):
             raise ValueError(f"{name} can't go with a teacher, whose demonstration has no such turns: leave it out.")

@@ -59,7 +59,7 @@ def test_tiny_brings_its_own_task_and_numbers(tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--task", "chess"], "unknown task 'chess'; choose one of json_record"),
     (["--method", "ppo"], "unknown method 'ppo'; choose one of hapo"),
-    (["--model", "gpt-9"], "model 'gpt-9' is no preset"),
+    (["--model", "gpt-9"], "model 'gpt-9' is not a preset"),
     (["--group-size", "1"], "group_size is 1; a group needs at least 2"),
     (["--threshold", "1.5"], "the threshold is 1.5; it must lie in (0, 1]"),
     (["--threshold", "0"], "the threshold is 0.0; it must lie in (0, 1]"),

@@ -370,7 +370,7 @@ def unserved(policy: Policy, merge: bool) -> str:
            if layer in special or not isinstance(layer.get_base_layer(), torch.nn.Linear)
            or getattr(layer.get_base_layer(), "source_cls", torch.nn.Linear) is not torch.nn.Linear]  # stored transposed
     if odd:
-        return f"it adapts {odd[0]}, which is no inner linear layer"
+        return f"it adapts {odd[0]}, which is not an inner linear layer"
     if config.modules_to_save or config.bias != "none" or config.use_dora:
         return "it trains more than low-rank matrices (modules_to_save, bias, or DoRA)"
     if not merge and _rank(policy) > max(RANKS):

@@ -113,7 +113,7 @@ class Dashboard:
             if not self._failed:
                 self._failed = True
                 with suppress(Exception):
-                    print(f"the dashboard can't show the run ({type(error).__name__}: {error}); training goes on.",
+                    print(f"the dashboard can't show the run ({type(error).__name__}: {error}); training continues.",
                           file=sys.stderr)
 
 

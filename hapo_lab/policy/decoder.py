@@ -98,7 +98,7 @@ def refuse_unknown(config: PreTrainedConfig, name: str) -> None:
     kinds = set(getattr(text, "layer_types", None) or ()) - LAYERS
     local = [field for field in LOCAL if getattr(text, field, None)]
     if config.is_encoder_decoder or model is None:
-        raise refusal(name, f"{config.model_type} is no decoder-only language model")
+        raise refusal(name, f"{config.model_type} is not a decoder-only language model")
     if model._is_stateful:
         raise refusal(name, f"{config.model_type} carries a state along the sequence, from one rollout of a pack to the next")
     if kinds:

@@ -174,7 +174,7 @@ def model_source(name: str) -> str:
     if name not in PRESETS:
         if Path(name).is_dir() or name.count("/") == 1:
             return name
-        raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder, and no hub id (owner/name).")
+        raise ValueError(f"model {name!r} is not a preset ({', '.join(PRESETS)}), a folder or a hub id (owner/name).")
     preset = PRESETS[name]
     if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
         raise ValueError(f"model {name!r} is not at {preset.source}; to get it back: {RESTORE}.")

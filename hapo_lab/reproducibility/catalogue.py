@@ -39,7 +39,7 @@ def get_gate(name: str, **numbers: float) -> Gate:
     """
     gate = _get("gate", name, GATES)
     if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
-        raise ValueError(f"{name!r} is no gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
+        raise ValueError(f"{name!r} is not a gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
     if unknown := numbers.keys() - numbers_of(gate):
         raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
     try:
@@ -56,7 +56,7 @@ def get_shaping(name: str) -> Shaping:
     """
     shaping = _get("shaping", name, SHAPINGS)
     if not callable(shaping):
-        raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")
+        raise ValueError(f"{name!r} is not a shaping: it can't be called with log-probabilities.")
     return shaping() if isinstance(shaping, type) else shaping
 
 

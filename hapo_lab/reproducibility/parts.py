@@ -71,7 +71,7 @@ def load(name: str, sha256: str | None = None) -> object:
     """
     file, _, attribute = name.rpartition(":")
     if not file.endswith(".py") or not attribute.isidentifier():
-        raise ValueError(f"{name!r} is no part of a file: write FILE.py:NAME.")
+        raise ValueError(f"{name!r} is not a part of a file: write FILE.py:NAME.")
     path = Path(file).absolute()
     if not path.is_file():
         raise ValueError(f"{name!r}: there is no file {file}.")

@@ -93,7 +93,7 @@ def _maker(name: str) -> Maker:
         raise ValueError(f"unknown tracker {name!r}; choose one of {', '.join(TRACKERS)}, or write FILE.py:NAME.")
     maker: Any = parts.load(name)
     if not callable(maker):
-        raise ValueError(f"tracker {name!r} is no function.")
+        raise ValueError(f"tracker {name!r} is not a function.")
     return maker
 
 
@@ -115,7 +115,7 @@ def tracking(makers: Mapping[str, Maker], log: RunLog) -> Tracker:
                 one(record)
             except Exception as error:
                 del trackers[name]
-                warnings.warn(f"tracker {name!r} failed at step {record.step}, and is left out from now on: "
+                warnings.warn(f"tracker {name!r} failed at step {record.step}, and is dropped: "
                               f"{type(error).__name__}: {error}", stacklevel=2)
 
     return track

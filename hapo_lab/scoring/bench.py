@@ -132,7 +132,7 @@ class Sheet:
         """Write down who samples. Returns the policy, to compute on as many threads as it began with."""
         sampler = {"engine": engine.name, "quantized": policy.quantized}
         if different := self.before and _differences(self.before["sampler"], sampler):
-            raise ValueError(f"{self.folder} was begun otherwise: {different}. Go on as it began, or choose another folder.")
+            raise ValueError(f"{self.folder} began with other settings: {different}. Use the same, or choose another folder.")
         for problem in self.plan.questions.problems:
             longest = len(prompt_ids(policy, problem)) + self.plan.sampling.max_new_tokens
             if longest > policy.context:
@@ -250,7 +250,7 @@ def run_questions(asked: Sequence[Contestant]) -> Questions:
     problems."""
     tasks = {who.name: task_of_run(who.manifest) for who in asked if who.manifest}
     if not tasks:
-        raise ValueError("there is no run whose held-out problems could be asked: name task files (--data FILE.jsonl).")
+        raise ValueError("no run gives held-out problems: name task files (--data FILE.jsonl).")
     return held_out(tasks)
 
 
@@ -266,7 +266,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} can't be written: {disk.why(error)}; once it can, the same bench goes on.") from None
+        raise ValueError(f"{path} can't be written: {disk.why(error)}; make room, then repeat the command.") from None
 
 
 def _refuse_twins(asked: Sequence[Contestant]) -> None:

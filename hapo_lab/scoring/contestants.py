@@ -68,7 +68,7 @@ def contestant(text: str, *, quantize: bool = True, template: dict | None = None
 def _run(name: str, folder: Path) -> Contestant:
     manifest, weights = RunLog.load(folder).manifest, folder / "adapter" / "adapter_model.safetensors"
     if not weights.exists():
-        raise ValueError(f"{folder} has no adapter yet: the run has to end first.")
+        raise ValueError(f"{folder} has no adapter yet: finish the run first.")
     identity = {"model": _weights(manifest["model"]), "quantized": manifest["quantized"], "template": manifest["template"],
                 "adapter": parts.checksum(weights)[:16]}
     return Contestant(name, identity, partial(policy_of, manifest, folder / "adapter"), manifest)
@@ -78,7 +78,7 @@ def _model(what: str, quantize: bool, template: dict) -> Policy:
     try:
         return load_policy(what, quantize=quantize, template=template)
     except OSError as error:
-        raise ValueError(f"{what} is no run's folder, and no model was found under that name "
+        raise ValueError(f"{what} is not a run's folder, and no model has that name "
                          f"({str(error).splitlines()[0]})") from None
 
 

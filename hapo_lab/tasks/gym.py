@@ -117,7 +117,7 @@ def _demonstrations(given: Callable[[dict], str | None] | str | None) -> Callabl
         rows = [json.loads(line) for line in Path(given).read_text(encoding="utf-8").splitlines()]
         written = {row["key"]: row.get("demonstration") for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{given} is no file of demonstrations that hapo-lab demonstrate wrote ({error!r}).") from None
+        raise ValueError(f"{given} is not a file that hapo-lab demonstrate wrote ({error!r}).") from None
     return lambda key, entry: written.get(key)
 
 

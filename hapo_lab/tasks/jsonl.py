@@ -89,7 +89,7 @@ def read_rows(path: Path, verify: Verifier) -> list[Row]:
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
     rows = [_row(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
-        raise ValueError(f"{path} is empty: it must hold one problem a line, such as {EXAMPLE}.")
+        raise ValueError(f"{path} is empty: it must hold one problem per line, such as {EXAMPLE}.")
     _refuse_twins(path, rows)
     _refuse_rejected(path, rows, verify)
     return rows

@@ -88,6 +88,6 @@ def load_verifier(verify: str | Verifier) -> Verifier:
     if ".py:" not in verify:
         raise ValueError(f"unknown verifier {verify!r}; choose one of {', '.join(VERIFIERS)}, or write FILE.py:FUNCTION.")
     if not callable(function := parts.load(verify)):
-        raise ValueError(f"verifier {verify!r} is no function.")
+        raise ValueError(f"verifier {verify!r} is not a function.")
     return function
 

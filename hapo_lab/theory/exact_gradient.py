@@ -340,7 +340,7 @@ def _next_state(gate: Gate, state: dict, trials: int) -> dict:
     after = [gate.decide(state, [""], [s], [trials], [0.5])[2] for s in (0, trials)]
     if after[0] != after[1]:
         raise ValueError(f"exact_gradient: {gate} remembers groups that were drawn from other policies, so its "
-                         "expected update is no function of the present one; use a gate without such a memory.")
+                         "expected update is not a function of the present one; use a gate without such a memory.")
     return after[0]
 
 

@@ -317,7 +317,7 @@ class Trainer:
         self.with_demonstration = tuple(p for p in looked_through(self.task.train, "demonstrations")
                                         if demonstrated(self.policy, self.task, p, new, most))  # that is not too long
         if most > 1 and not any(problem.more_demonstrations for problem in self.task.train):
-            raise ValueError(f"{self.method.name} takes several demonstrations a problem, and task {self.task.name!r} has one "
+            raise ValueError(f"{self.method.name} takes several demonstrations per problem; task {self.task.name!r} has one "
                              "at most: add more, or choose another method.")
 
     @property
@@ -365,7 +365,7 @@ class Trainer:
                                 "start again with a new policy and trainer.")
         found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, self.learner.scaler, at_most=steps)
         if not found and steps:
-            raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
+            raise ValueError(f"{folder} holds {steps} steps and no checkpoint: choose another folder.")
         with writing(folder):
             step, self.gate_state, self.waiting = found or (0, {}, [])
             self.log.rewind(step)
