@@ -54,8 +54,9 @@ class Method:
     gate: Gate = NeverGate()
     """Decides from a group's sampled successes whether the group gets the teacher."""
     seat: str = "replace"
-    """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to a seat more. "alone": to a
-    seat more, imitated in a token mean of its own, and the group's students teach nothing. "aside": to no seat, see `aside`."""
+    """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to an extra seat. "alone":
+    to an extra seat, imitated in its own token mean, and the group's students teach nothing. "aside": to no seat, see
+    `aside`."""
     teachers: int = 1
     """With seat "replace": how many demonstrations the gate gives to a group at most, each in the seat of a failure (AMPO)."""
     teacher_seats: int = 0
