@@ -73,7 +73,7 @@ class Explorable:
 
     @property
     def frame(self) -> tuple[str, bytes, str]:
-        """The present display: the line as HTML, the picture as a PNG, the picture's headline."""
+        """What stands there now: the line as HTML, the picture as a PNG, the picture's headline."""
         line, picture = (self._frames[part][1] for part in ("line", "picture"))
         return line["text/html"], base64.b64decode(picture["image/png"]), picture["text/plain"]
 
