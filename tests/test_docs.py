@@ -134,7 +134,7 @@ def test_the_plans_of_a_class_add_up_and_take_a_lessons_minutes():
     spent = {name: sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.MULTILINE))) for name, plan in plans.items()}
     assert (spent["90 minutes"], spent["20 minutes"], spent["Half a day"]) == (90, 20, 210)
     lessons = re.findall(r"^\| (\d+) \| \[\d+\]\(\.\./(\S+)\)", TEACHING.read_text(), re.MULTILINE)
-    assert len(lessons) == 10
+    assert len(lessons) == 9
     assert all(re.search(rf"\*\*Takes\*\* (about )?{minutes} minutes", markdown(ROOT / name)) for minutes, name in lessons)
 
 
