@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DIST ?= dist
 
-.PHONY: demo check test soak lab notebooks wheel colab setup vllm deepspeed docs clean
+.PHONY: demo check test soak lab notebooks wheel colab setup vllm deepspeed docs slides clean
 
 demo: setup  ## the main job, headless: train SmolLM2-135M in 4 bits with HAPO
 	@$(BIN)/python -m hapo_lab demo
@@ -67,6 +67,9 @@ docs: .venv-docs/done  ## the site: README, lessons with their pictures, the ref
 	@rm -rf site && mv build/site site
 	@echo "$(CURDIR)/site/index.html ($$(du -sh site | cut -f1)): open it in a browser"
 
+slides: .venv-docs/done  ## a deck per lesson, in slides/: the key S shows what the speaker says; in slides/live/ its cells run
+	@OMP_NUM_THREADS=1 .venv-docs/bin/python docs/slides.py slides
+
 # The site's tools would weigh on everybody's set-up.
 .venv-docs/done: requirements-docs.txt requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-docs
@@ -74,4 +77,4 @@ docs: .venv-docs/done  ## the site: README, lessons with their pictures, the ref
 	@touch $@
 
 clean:  ## remove what set-up and runs made
-	rm -rf .venv .venv-vllm .venv-deepspeed .venv-docs build dist site docs/reference notebooks/runs
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-docs build dist site slides docs/reference notebooks/runs

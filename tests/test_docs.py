@@ -19,6 +19,7 @@ PLACES = KEPT | {folder for path in KEPT for folder in path.parents}
 PAGES = sorted(path for path in KEPT if path.suffix == ".md")
 NOTEBOOKS = sorted(path for path in KEPT if path.suffix == ".ipynb")
 README = ROOT / "README.md"
+TEACHING = ROOT / "docs" / "teaching.md"
 
 named = {"ids": lambda path: str(path.relative_to(ROOT))}
 
@@ -73,7 +74,7 @@ EXPECTED = re.compile(r"^Expected: \*(.*?)\*$", re.DOTALL | re.MULTILINE)
 """Written before the runs, so it stays as it is."""
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "teaching.md"], **named)
+@pytest.mark.parametrize("page", PAGES, **named)
 def test_a_sentence_has_at_most_25_words(page):
     assert not too_long(EXPECTED.sub("", page.read_text()))
 
@@ -126,6 +127,21 @@ def test_a_lessons_minutes_are_its_own():
     lessons = [(re.search(r"\]\(([^)]+)", link)[1], minutes) for link, minutes, _ in rows(README, 3) if minutes.isdigit()]
     assert len(lessons) == len(NOTEBOOKS) - 1  # the solutions take none
     assert all(re.search(rf"\*\*Takes\*\* (about )?{minutes} minutes", markdown(ROOT / name)) for name, minutes in lessons)
+
+
+def test_the_plans_of_a_class_add_up_and_take_a_lessons_minutes():
+    plans = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEACHING.read_text(), re.DOTALL | re.MULTILINE))
+    spent = {name: sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.MULTILINE))) for name, plan in plans.items()}
+    assert (spent["90 minutes"], spent["20 minutes"], spent["Half a day"]) == (90, 20, 210)
+    lessons = re.findall(r"^\| (\d+) \| \[\d+\]\(\.\./(\S+)\)", TEACHING.read_text(), re.MULTILINE)
+    assert len(lessons) == 9
+    assert all(re.search(rf"\*\*Takes\*\* (about )?{minutes} minutes", markdown(ROOT / name)) for minutes, name in lessons)
+
+
+def test_a_misconception_is_answered_under_a_heading_that_is_there():
+    places = re.findall(r"\| (\d\d), \*(.*?)\* \|$", TEACHING.read_text(), re.MULTILINE)
+    headings = {path.name[:2]: re.findall(r"^#+ (.*)", markdown(path), re.MULTILINE) for path in NOTEBOOKS}
+    assert len(places) > 10 and all(heading in headings[lesson] for lesson, heading in places)
 
 
 # commands ----------------------------------------------------------------------------------------------------------

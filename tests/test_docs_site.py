@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,26 @@ def site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-@pytest.fixture
-def page(browser, site):  # noqa: F811
-    """A page that may read the site's folder and nothing else; at the end, none has asked for more or complained."""
+@contextmanager
+def page_of(browser, folder: Path):  # noqa: F811
+    """A page that may read a folder and nothing else; at the end, none has asked for more or complained."""
     asked, said = [], []
-    page = browser.new_page()
-    page.route(lambda url: not url.startswith((site.as_uri(), "data:")), lambda route: (asked.append(route.request.url),
-                                                                                       route.abort()))
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.route(lambda url: not url.startswith((folder.as_uri(), "data:")), lambda route: (asked.append(route.request.url),
+                                                                                         route.abort()))
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(f"not there: {request.url}"))
     yield page
     page.close()
     assert not asked and not said
+
+
+@pytest.fixture
+def page(browser, site):  # noqa: F811
+    """The site's."""
+    with page_of(browser, site) as page:
+        yield page
 
 
 def test_the_folder_opens_on_the_readme_and_its_links_lead_on(page, site):

@@ -34,7 +34,7 @@ class Explorable:
     draw : parameters -> (figure, numbers)
     controls : dict
         A widget, or a list of widgets, for each parameter of `draw`. The first slider is the one that a page without a kernel
-        can move (`docs/hooks.py`).
+        can move (`docs/players.py`).
     line : parameters -> HTML, optional
         The line above the picture, which changes at once.
     buttons : dict

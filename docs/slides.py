@@ -1,0 +1,153 @@
+"""Slides of the lessons: `make slides`.
+
+A slide is what a learner looks at: a lesson's aim, a picture or an explorable under its question, a table, an exercise. The
+rest of the text is the speaker's, who presses S. Each deck is made twice: as a page that needs no network and no kernel, and in
+`live/` as a notebook with Jupyter's marks for slides, whose cells run.
+"""
+
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import nbformat
+import sphinx_revealjs
+from latex2mathml.converter import convert
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+from players import explorable, with_players
+from traitlets.config import Config
+
+from hapo_lab.pictures.style import projector
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
+"""This package brings a copy of reveal.js, so that no deck fetches one."""
+EXERCISE = re.compile(r"^ +\.\.\.$|^exercises\.", re.MULTILINE)
+NUMBERED = re.compile(r"\*\*\d+\.")
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\w)\$(.+?)\$", re.DOTALL)
+
+
+@dataclass
+class Slide:
+    """What is read, the cell that is shown or solved and those that run before it, and what the speaker says."""
+
+    text: list[str]
+    cells: list[NotebookNode] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def main(folder: Path) -> None:
+    """A page and a notebook per lesson, and a page that leads to them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "live").mkdir(parents=True)
+    shutil.copytree(REVEAL / "plugin" / "notes", folder / "reveal" / "plugin" / "notes")
+    (folder / "reveal" / "dist" / "theme").mkdir(parents=True)
+    for part in ("LICENSE", "dist/reveal.js", "dist/reveal.css"):
+        shutil.copy(REVEAL / part, folder / "reveal" / part)
+    shutil.copy(HERE / "slides" / "slides.css", folder / "reveal" / "dist" / "theme")
+    for name in ("player.js", "site.css"):
+        shutil.copy(HERE / "static" / name, folder)
+    projector()
+    links = []
+    for path in sorted((ROOT / "notebooks").glob("[01]*.ipynb")):
+        slides = slides_of(nbformat.read(path, 4))
+        nbformat.write(live(slides), folder / "live" / path.name)
+        (folder / f"{path.stem}.html").write_text(page(path, folder))
+        links.append(f'<li><a href="{path.stem}.html">{escape(slides[0].text[0][2:])}</a>, {len(slides)} slides')
+    (folder / "index.html").write_text('<!doctype html><meta charset="utf-8"><title>hapo_lab, slides</title>'
+                                       f'<h1>Slides</h1><ul>{"".join(links)}</ul>')
+    print(f"{folder.resolve()}/index.html: open it in a browser")
+
+
+# a lesson, as slides -----------------------------------------------------------------------------------------------
+
+
+def slides_of(lesson: NotebookNode) -> list[Slide]:
+    """All cells of a lesson in their order, each on the slide that it belongs to."""
+    first, *rest = lesson.cells
+    title, aim, *said = paragraphs(first)
+    slides, heading, question = [Slide([title, aim], notes=said)], [], []
+    before = None  # what is said under a new heading or number, and before its slide
+    for cell in rest:
+        if cell.cell_type == "markdown":
+            for paragraph in paragraphs(cell):
+                if paragraph.startswith("#"):
+                    heading, before = [f"## {paragraph.lstrip('# ')}"], []
+                elif paragraph.startswith("**Predict"):
+                    question = [paragraph]
+                elif paragraph.startswith("|") and not (before and NUMBERED.match(before[0])):
+                    slides.append(Slide([*heading, paragraph], notes=before or []))
+                    before = None
+                elif NUMBERED.match(paragraph):
+                    before = [paragraph]
+                else:
+                    (slides[-1].notes if before is None else before).append(paragraph)
+            continue
+        if EXERCISE.search(cell.source):
+            slides.append(Slide([*heading, *(before or [])], [cell]))
+            before = None
+        elif shows(cell):
+            slides.append(Slide([*heading, *question], [cell], before or []))
+            before, question = None, []
+        else:
+            slides[-1].cells.append(cell)
+    return slides
+
+
+def paragraphs(cell: NotebookNode) -> list[str]:
+    """Of a cell's text, with what it folds unfolded."""
+    unfolded = re.sub(r"</?details>|<summary>.*?</summary>", "", cell.source)
+    return [part.strip() for part in unfolded.split("\n\n") if part.strip()]
+
+
+def shows(cell: NotebookNode) -> bool:
+    """Does a code cell draw, or move?"""
+    return bool(explorable(cell.source)) or any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+# as a notebook, and as a page --------------------------------------------------------------------------------------
+
+
+def live(slides: list[Slide]) -> NotebookNode:
+    """A deck that runs, as Jupyter marks slides."""
+    cells = []
+    for slide in slides:
+        cells.append(new_markdown_cell("\n\n".join(slide.text), metadata=mark("slide")))
+        for cell in slide.cells:
+            seen = shows(cell) or EXERCISE.search(cell.source)
+            cells.append(nbformat.from_dict(cell | {"metadata": mark("-" if seen else "skip")}))
+        if slide.notes:
+            cells.append(new_markdown_cell("\n\n".join(slide.notes), metadata=mark("notes")))
+    return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+def mark(kind: str) -> dict:
+    """Of a cell: a slide begins, "-" goes on with it, skip leaves it out, notes are the speaker's."""
+    return {"slideshow": {"slide_type": kind}}
+
+
+def page(path: Path, folder: Path) -> str:
+    """A deck in HTML: explorables are sliders over frames, pictures stand without their code, exercises without an answer."""
+    deck = live(slides_of(nbformat.reads(with_players(path.read_text(), path.name, folder), 4)))
+    for cell in deck.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(lambda found: convert(found[1] or found[2]), cell.source.replace(".ipynb)", ".html)"))
+        elif EXERCISE.search(cell.source):
+            cell.outputs = []
+        else:
+            cell.metadata["tags"] = ["picture"]
+            seen = [output for output in cell.outputs if {"image/png", "text/html"} & output.get("data", {}).keys()]
+            cell.outputs = seen[-1:]
+    exporter = SlidesExporter(template_name="slides", extra_template_basedirs=[str(HERE)], reveal_url_prefix="reveal",
+                              reveal_theme="slides", config=Config(TagRemovePreprocessor={
+                                  "enabled": True, "remove_input_tags": ["picture"]}))
+    return exporter.from_notebook_node(deck, {"metadata": {"name": path.stem}})[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

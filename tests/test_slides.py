@@ -1,0 +1,59 @@
+"""The slides of `make slides`: every cell of a lesson is in its deck, and every slide fits a projector without a network."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_browser import CHROMIUM, browser  # noqa: F401
+from test_docs_site import page_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = ROOT / ".venv-docs" / "bin" / "python"
+LESSONS = sorted((ROOT / "notebooks").glob("[01]*.ipynb"))
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"),
+              pytest.mark.skipif(not PYTHON.exists(), reason="`make docs` sets up what makes the slides")]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slides") / "slides"
+    done = subprocess.run([PYTHON, "docs/slides.py", folder], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_live_deck_runs_what_its_lesson_runs(slides):
+    for path in LESSONS:
+        lesson, deck = nbformat.read(path, 4), nbformat.read(slides / "live" / path.name, 4)
+        code = [[cell.source for cell in notebook.cells if cell.cell_type == "code"] for notebook in (lesson, deck)]
+        assert code[0] == code[1]
+        kinds = {cell.metadata.slideshow.slide_type for cell in deck.cells}
+        assert kinds <= {"slide", "-", "skip", "notes"} and {"slide", "notes"} <= kinds
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_every_slide_fits_and_has_its_title_and_at_most_one_picture(browser, slides, path):  # noqa: F811
+    with page_of(browser, slides) as page:
+        page.goto((slides / f"{path.stem}.html").as_uri())
+        page.wait_for_function("window.Reveal && Reveal.isReady()")
+        for number in range(total := page.evaluate("Reveal.getTotalSlides()")):
+            here = page.evaluate_handle("Reveal.getCurrentSlide()").as_element()
+            page.wait_for_function("slide => [...slide.querySelectorAll('img')].every(image => image.naturalWidth)", arg=here)
+            high, wide = here.evaluate("slide => [slide.scrollHeight, slide.scrollWidth]")
+            assert high <= 720 and wide <= 1280, f"slide {number + 1} takes {wide} x {high}"
+            assert len(here.query_selector_all("h1, h2")) == 1 and len(here.query_selector_all("img")) <= 1
+            page.keyboard.press("ArrowRight")
+        assert total >= 2 and page.evaluate("Reveal.isLastSlide()")
+
+
+def test_a_slider_moves_on_its_slide(browser, slides):  # noqa: F811
+    with page_of(browser, slides) as page:
+        page.goto((slides / "03_beta_gate.html").as_uri() + "#/1")
+        player = page.locator("section.present .player")
+        before = player.locator("img").get_attribute("src")
+        player.get_by_role("slider").press("ArrowRight")
+        assert player.locator("img").get_attribute("src") != before
+        assert page.locator("section.present h2").inner_text().startswith("Nine lamps")
