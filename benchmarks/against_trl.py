@@ -178,7 +178,7 @@ def compare(job: str) -> dict[str, list[dict]]:
 
 def table(found: dict[str, dict]) -> list[str]:
     """As it stands in benchmarks/README.md."""
-    rows = ["| job | side | seconds a step | rollout | update | peak memory | over TRL: seconds, memory |",
+    rows = ["| job | side | seconds per step | rollout | update | peak memory | over TRL: seconds, memory |",
             "|---|---|---|---|---|---|---|"]
     for job in JOBS:
         middle = found[job]["medians"]

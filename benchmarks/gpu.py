@@ -118,7 +118,7 @@ def tiny(steps: int) -> dict[str, float]:
 
 def table(shapes: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown: a row per shape; "none" for the peak memory of a CPU."""
-    rows = ["| shape | rollout | tokens a second | of the bandwidth | update | of the matrix rate | peak memory | over TRL |",
+    rows = ["| shape | rollout | tokens per second | of the bandwidth | update | of the matrix rate | peak memory | over TRL |",
             "|---" * 8 + "|"]
     for name, row in shapes.items():
         peak = f"{row['peak_gib']:.1f} GiB" if row["peak_gib"] else "none"

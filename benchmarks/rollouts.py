@@ -126,7 +126,7 @@ def gap(prompts: list[list[int]], groups: list[list[Completion]]) -> dict[str, f
 def table(repeats: dict[str, list[dict[str, float]]]) -> list[str]:
     """As it stands in benchmarks/README.md."""
     middle = medians(repeats)
-    rows = ["| | tokens a second | over generate, NF4 (in one repeat, lowest to highest) | taking over an adapter "
+    rows = ["| | tokens per second | over generate, NF4 (in one repeat, lowest to highest) | taking over an adapter "
             "| log p off the trainer's: mean, at most |", "|---|---|---|---|---|"]
     for name, m in middle.items():
         ratio = m["tokens_per_second"] / middle[BASELINE]["tokens_per_second"]

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [OUT.json]     # a quarter of an hour on two cores
 
 SmolLM2-135M in 4 bits with an adapter of rank 16, sampled from by the kit's own engine; GRPO's loss; every group mixed and
-every completion whole, by construction. From 8 completions a group, 4 prompts, 24 tokens, one number is changed at a time.
+every completion whole, by construction. From 8 completions per group, 4 prompts, 24 tokens, one number is changed at a time.
 Repeats are interleaved: each point once to warm up, then each once, five times over; a figure is the median of its five.
 """
 
@@ -50,7 +50,7 @@ def steps(policy: Policy, engine: Engine, point: dict[str, int]) -> Iterator[Ste
 
 def table(middle: dict[str, dict[str, float]]) -> list[str]:
     """As it stands in benchmarks/README.md."""
-    rows = ["| what doubles | seconds a step | over the one before |", "|---|---|---|"]
+    rows = ["| what doubles | seconds per step | over the one before |", "|---|---|---|"]
     for axis, values in AXES.items():
         seconds = [middle[_name(BASE | {axis: value})]["step"] for value in values]
         cells = (f"{axis}: {', '.join(map(str, values))}", ", ".join(f"{s:.1f}" for s in seconds),

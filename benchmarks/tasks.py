@@ -3,9 +3,9 @@
     python benchmarks/tasks.py [TASK ...]                                            # of the sums; all: 10 minutes
     python benchmarks/tasks.py iso_date json_record --model smollm2-135m [--base]     # --base: without training
 
-A demonstration's log p a token, under the base model, says how foreign it is: F(p) has a small gradient where p is small.
-Success is at temperature 1, 8 samples a problem, of the base and after HAPO's usual run of seed 0. Each task's figures replace
-its old ones in `benchmarks/results/tasks.json`; `docs/tasks.md` shows them.
+A demonstration's log p per token, under the base model, says how foreign it is: F(p) has a small gradient where p is small.
+Success is at temperature 1, with 8 samples per problem: of the base, and after HAPO's usual run of seed 0. Each task's figures
+replace its old ones in `benchmarks/results/tasks.json`; `docs/tasks.md` shows them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def tables() -> list[list[str]]:
     """As they stand in docs/tasks.md: the teachers, and success by split."""
     found = json.loads(RESULTS.read_text())["tasks"]
     rows = [(name, found[name]) for name in TASKS if name in found]
-    teachers = ["| task | model | log p a token | least likely token | base's success |", "|---|---|---|---|---|"]
+    teachers = ["| task | model | log p per token | least likely token | base's success |", "|---|---|---|---|---|"]
     for name, row in rows:
         logp, least = (", ".join(f"{teacher[what]:.2f}" for teacher in row["teachers"]) for what in ("logp", "least"))
         teachers.append(f"| `{name}` | {row['model']} | {logp} | {least} | {row['base']['held out']:.3f} |")

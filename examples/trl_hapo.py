@@ -1,4 +1,4 @@
-"""HAPO inside TRL, on as many GPUs as accelerate is told of. All settings of TRL's are options, or lines of a YAML file:
+"""HAPO inside TRL, on the GPUs of accelerate's config. All of TRL's settings are options, or lines of a YAML file:
 
     accelerate launch --config_file examples/accelerate/2_processes.yaml examples/trl_hapo.py --config examples/tiny.yaml
 
@@ -17,7 +17,7 @@ from hapo_lab.trl import HAPOConfig, HAPOTrainer, dataset_of, reward_of
 
 @dataclass
 class Data:
-    """What is trained on."""
+    """The problems, and their verifier."""
 
     task: str = "sums"
     """A task of the kit, or a table of problems: Parquet, JSONL, or a data set of the hub."""

@@ -1,11 +1,11 @@
-"""The Beta gate: when has a group failed badly enough to be shown the teacher?
+"""The Beta gate: does a group have so few successes that it gets the teacher?
 
     posterior of a prompt's success   Beta(a0 + S, b0 + N - S)
     its mean                          c = (a0 + S) / (a0 + b0 + N)
     decision                          inject  <=>  c < gamma        (strict)
 
 S counts the successes among the N rollouts of a group, Beta(a0, b0) is the prior and gamma the threshold. Defaults a0 = b0 = 1
-and gamma = 0.8 are the paper's, by a reader's account. `gates.py` has other gates to compare with, and what a gate is.
+and gamma = 0.8 are the paper's, by a reader's account. `gates.py` defines the protocol of gates, and others to compare with.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Counts = torch.Tensor | Sequence[int] | int  # S or N: of one group, or of sever
 
 @dataclass(frozen=True)
 class BetaPosterior:
-    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape: that of every result (of
-    `pdf` and `cdf`: broadcast with their argument).
+    """Beta(alpha, beta) over a success probability, elementwise over float64 tensors of one shape. Results have that shape;
+    those of `pdf` and `cdf` broadcast it with their argument.
 
     >>> BetaPosterior(torch.tensor(7.0), torch.tensor(3.0)).mean
     tensor(0.7000)
@@ -45,7 +45,7 @@ class BetaPosterior:
 
     @property
     def mode(self) -> torch.Tensor:
-        """The density's peak; 0 or 1 where the density piles up there, NaN where no single point is the peak."""
+        """The density's peak, which may be 0 or 1; NaN if no single point is the peak."""
         a, b = self.alpha, self.beta
         peak = torch.where((a > 1) & (b > 1), (a - 1) / (a + b - 2), (a > b).double())
         return torch.where((a < 1) & (b < 1) | (a == 1) & (b == 1), torch.nan, peak)
@@ -69,7 +69,7 @@ class BetaPosterior:
         return self._special("betaincinv", tail), self._special("betaincinv", 1 - tail)
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """One draw an element, by inverting the cdf at a uniform number."""
+        """One draw per element: the inverse cdf at a uniform number."""
         return self._special("betaincinv", torch.rand(self.alpha.shape, generator=generator, dtype=torch.float64))
 
     def _special(self, function: str, x: torch.Tensor | float) -> torch.Tensor:
@@ -80,7 +80,7 @@ class BetaPosterior:
 
 @dataclass(frozen=True)
 class BetaGate:
-    """Inject where the posterior mean of a prompt's success is below a threshold. It remembers nothing.
+    """Injects if the posterior mean of a prompt's success probability is below a threshold. It has no memory.
 
     >>> BetaGate().injects([0, 6, 7], 8)      # means of 0.1, 0.7 and, exactly, 0.8
     tensor([ True,  True, False])
@@ -90,7 +90,7 @@ class BetaGate:
     beta: float = 1.0
     """Beta(alpha, beta) is the prior: pseudo-counts of successes and failures, both positive."""
     threshold: float = 0.8
-    """gamma, in (0, 1]. All three mean the decimal that was written, and ties are decided exactly."""
+    """gamma, in (0, 1]. All three numbers are read as the decimals that the user wrote, so ties are exact."""
 
     def __post_init__(self) -> None:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
@@ -111,7 +111,7 @@ class BetaGate:
         return gamma * (a + b + trials) - a
 
     def cutoff(self, trials: int) -> int:
-        """The largest S that still injects, out of `trials`; below 0: none, at least `trials`: every one."""
+        """The largest S of `trials` that injects; a negative cutoff never injects, one of `trials` or more always does."""
         return ceil(self.bound(trials)) - 1
 
     def posterior(self, successes: Counts, trials: Counts) -> BetaPosterior:
@@ -120,7 +120,7 @@ class BetaGate:
         return BetaPosterior(self.alpha + s.double().cpu(), self.beta + (n - s).double().cpu())
 
     def injects(self, successes: Counts, trials: Counts) -> torch.Tensor:
-        """Whether each group is shown the teacher: bool, in the shape of the counts, which may have any dtype."""
+        """Whether each group gets the teacher: a bool tensor in the shape of the counts, which may have any dtype."""
         s, n = counts(successes, trials)
         sizes, which = n.unique(return_inverse=True)
         return s <= torch.tensor([self.cutoff(int(size)) for size in sizes], device=s.device)[which]
@@ -136,7 +136,7 @@ class BetaGate:
 
 
 def as_written(number: float) -> Fraction:
-    """The decimal that the user wrote: 0.8 is 4/5, not the binary double next to it."""
+    """A number as the decimal that the user wrote: 0.8 is 4/5, not the nearest binary double."""
     return Fraction(number).limit_denominator(10**6)
 
 

@@ -1,8 +1,8 @@
-"""What a gate is, and gates to compare the paper's with: what would let the teacher really leave?
+"""The protocol of gates, and gates to compare with the paper's: with which of them does the teacher really leave?
 
-`BetaGate` is the paper's. The others, the schedules among them, are this kit's. A gate of your own is a frozen dataclass with
-the two methods of `Gate`; a `MemorylessGate` needs `chances` alone. In a file of your own it is "my_gates.py:Half", to the
-command line, to `run.json` and to `resume`.
+`BetaGate` is the paper's. The others, the schedules among them, are this kit's. Your own gate is a frozen dataclass with the
+two methods of `Gate`; a `MemorylessGate` needs `chances` alone. In your own file its name is "my_gates.py:Half", for the
+command line, `run.json` and `resume`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Decided = tuple[torch.Tensor, BetaPosterior, dict]
 
 
 class Gate(Protocol):
-    """What decides which of a step's groups are shown the teacher.
+    """Decides which of a step's groups get the teacher.
 
-    A gate keeps nothing to itself. What it remembers is `state`: plain data for JSON, {} before the first step.
+    A gate keeps no memory of its own. Its memory is `state`: plain data for JSON, {} before the first step.
 
     >>> class FirstVisit:
     ...     def chances(self, state, key, trials, others=()):
@@ -40,7 +40,7 @@ class Gate(Protocol):
     """
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
-        """(N + 1,) float64: P(inject | S) for S = 0..N successes of one group; 0s and 1s, unless the gate draws.
+        """(N + 1,) float64: P(inject | S) for S = 0..N successes of one group; 0s and 1s, unless the gate is random.
 
         Parameters
         ----------
@@ -57,22 +57,22 @@ class Gate(Protocol):
 
     def decide(self, state: dict, keys: Sequence[str], successes: Sequence[int], trials: Sequence[int],
                uniforms: Sequence[float]) -> Decided:
-        """One training step's decisions: a pure function, called once a step.
+        """One training step's decisions: a pure function, called once per step.
 
         Parameters
         ----------
         state : dict
             As the previous step returned it; it is not changed.
-        keys, successes, trials : sequences, one entry a group
+        keys, successes, trials : sequences, one entry per group
             The prompt's key; S and N of its sampled rollouts (demonstrations never count).
-        uniforms : sequence of floats in [0, 1), one a group
+        uniforms : sequence of floats in [0, 1), one per group
             All the randomness that a gate may use.
 
         Returns
         -------
         decisions : (groups,) bool tensor
         posterior : BetaPosterior over (groups,)
-            The belief that each decision was made with (of a gate that holds none: from a uniform prior, to look at).
+            The belief behind each decision. A gate without a belief gives one from a uniform prior, for display.
         state : dict
             For the next step. Order: forget (discount), add this step's S, decide.
         """
@@ -80,10 +80,10 @@ class Gate(Protocol):
 
 
 def ladder(gate: Gate, trials: int, state: dict | None = None, key: str = "") -> list[str]:
-    """What a gate does at S = 0..N: "inject", "leave", "erases", or how often it injects, such as "40%".
+    """A gate's decision at S = 0..N: "inject", "leave", "erases", or its chance of injecting, such as "40%".
 
-    "erases" is an injection at S = N - 1: it takes the group's only failure, every reward becomes 1, every advantage 0, and the
-    group teaches nothing.
+    "erases" is an injection at S = N - 1. It replaces the group's only failure: every reward becomes 1, every advantage 0,
+    and the group teaches nothing.
 
     >>> ladder(BetaGate(), 4)
     ['inject', 'inject', 'inject', 'erases', 'leave']
@@ -98,7 +98,7 @@ def rungs(chances: Sequence[float]) -> list[str]:
 
 
 def can_close(gate: Gate, trials: int) -> bool:
-    """Whether a group of only successes is ever left alone, on a prompt's first visit: if not, the teacher can never leave.
+    """Whether the gate ever leaves a group without failures alone, on a prompt's first visit. If not, the teacher never leaves.
 
     >>> can_close(BetaGate(), 8), can_close(BetaGate(), 2)
     (True, False)
@@ -107,17 +107,17 @@ def can_close(gate: Gate, trials: int) -> bool:
 
 
 def numbers_of(gate: Any) -> set[str]:
-    """The names of a gate's numbers, or of a class of gates': a dataclass's fields."""
+    """The names of the numbers of a gate, or of a class of gates: the dataclass's fields."""
     return {field.name for field in fields(gate)} if is_dataclass(gate) else set()
 
 
 def with_numbers(gate: Gate, **numbers: float) -> Gate:
-    """The gate with other numbers. TypeError if it is no dataclass, or has none of that name."""
+    """The gate with other numbers. TypeError: it is not a dataclass, or has no number of that name."""
     return replace(cast(Any, gate), **numbers)
 
 
 def number(name: str, value: Any) -> float:
-    """A gate's number from whatever a user gave; ValueError if it is none."""
+    """A gate's number, from a user's value. ValueError: it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -128,7 +128,7 @@ _warned: set[tuple[str, int]] = set()
 
 
 def warn_of_size(gate: Gate, trials: int, replaces: bool = True) -> None:
-    """Say it, once, if a gate with a threshold can't close in groups of this size, or, where the teacher replaces a rollout,
+    """Warn once if a gate with a threshold can't close in groups of this size, or, if the teacher `replaces` a rollout,
     erases their signal."""
     found = ladder(gate, trials)
     closes = found[-1] == "leave"
@@ -180,7 +180,7 @@ def _up_to(cutoff: int, trials: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class NeverGate(MemorylessGate):
-    """Leaves every group alone.
+    """Never injects.
 
     >>> ladder(NeverGate(), 2)
     ['leave', 'leave', 'leave']
@@ -193,7 +193,7 @@ class NeverGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class AlwaysGate(MemorylessGate):
-    """Injects into every group, one of only successes included.
+    """Injects into every group, one without failures included.
 
     >>> ladder(AlwaysGate(), 2)
     ['inject', 'erases', 'inject']
@@ -206,7 +206,7 @@ class AlwaysGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class HardGate(MemorylessGate):
-    """Injects where the whole group failed.
+    """Injects if the whole group failed.
 
     >>> ladder(HardGate(), 2)
     ['inject', 'leave', 'leave']
@@ -219,7 +219,7 @@ class HardGate(MemorylessGate):
 
 @dataclass(frozen=True)
 class ThompsonGate(MemorylessGate, BetaGate):
-    """Inject where a draw from the posterior, not its mean, is below the threshold.
+    """Injects if a draw from the posterior, not its mean, is below the threshold.
 
     >>> ladder(ThompsonGate(), 4)
     ['inject', '99%', '94%', '74%', '33%']
@@ -237,7 +237,7 @@ class ThompsonGate(MemorylessGate, BetaGate):
 
 @dataclass(frozen=True)
 class _AnnealedGate(BetaGate):
-    """`BetaGate` with a threshold that falls on a line to `end` as `progress` goes from 0 to 1."""
+    """`BetaGate` with a threshold that falls linearly to `end` as `progress` goes from 0 to 1."""
 
     end: float = 0.0
 
@@ -259,9 +259,9 @@ class _AnnealedGate(BetaGate):
 
 @dataclass(frozen=True)
 class StepAnnealedGate(_AnnealedGate):
-    """The threshold falls with time: `threshold` at the first step, `end` once `steps` of them are done.
+    """The threshold falls linearly with time: `threshold` at the first step, `end` after `steps` steps.
 
-    The paper's third version speaks of "adaptive threshold annealing" and publishes no schedule: this line is ours.
+    The paper's third version names "adaptive threshold annealing" and publishes no schedule: the linear one is ours.
     State: {"step": steps done}.
 
     >>> ladder(StepAnnealedGate(steps=10), 4, state={"step": 5})          # the threshold is 0.4 now
@@ -276,7 +276,7 @@ class StepAnnealedGate(_AnnealedGate):
             raise ValueError(f"gate: the threshold falls over {self.steps} steps; it must be a whole number, at least 1.")
 
     def progress(self, done: int) -> Fraction:
-        """The share of the way to `end` after so many steps."""
+        """The share of the way to `end` after a number of steps."""
         return min(Fraction(done, self.steps), Fraction(1))
 
     def chances(self, state: dict, key: str, trials: int, others: Others = ()) -> torch.Tensor:
@@ -294,7 +294,7 @@ class StepAnnealedGate(_AnnealedGate):
 class SuccessAnnealedGate(_AnnealedGate):
     """The threshold falls with the student's success rate over the last `window` steps, the present one included.
 
-    State: {"recent": [[S, N], ...]}, a step's sums over its groups.
+    State: {"recent": [[S, N], ...]}, one entry per step, summed over its groups.
 
     >>> ladder(SuccessAnnealedGate(), 4, state={"recent": [[8, 12]]})
     ['inject', 'inject', 'leave', 'leave', 'leave']
@@ -333,9 +333,8 @@ class RunningGate(BetaGate):
 
         Beta(a0 + s, b0 + n - s),    s = sum of discount^age S,    n = sum of discount^age N
 
-    `discount`, in (0, 1], is what a visit still counts one visit later; 1: nothing is forgotten.
-    State: {"visits": {key: [[S, N], ...]}}: whole numbers, so that ties are decided exactly and a new prior or
-    discount acts at once.
+    `discount`, in (0, 1], is a visit's weight one visit later; 1: nothing is forgotten.
+    State: {"visits": {key: [[S, N], ...]}}: whole numbers, so that ties are exact and a new prior or discount acts at once.
 
     >>> ladder(RunningGate(), 4, state={"visits": {"7*8": [[4, 4]]}}, key="7*8")
     ['inject', 'inject', 'inject', 'leave', 'leave']

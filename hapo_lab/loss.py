@@ -1,7 +1,7 @@
 """Advantages, surrogates and the loss. All surrogates are per-token objectives, to be maximised.
 
     students (rollouts of the policy)   min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A),  rho = pi_theta / pi_old,
-                                        less a coefficient times the KL to the base, where a method asks for it
+                                        less a coefficient times the KL to the base, if the method has one
     teacher  (demonstration)            F(pi_theta) A, not clipped
 """
 
@@ -24,7 +24,7 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     Parameters
     ----------
     rewards : (..., N) float tensor
-        One group a row; the teacher's reward counts like any other.
+        One group per row. The teacher's reward counts like any other.
     scale : "std", "none" or "leave_one_out"
         "none" leaves out the division (Dr. GRPO, LUFFY). "leave_one_out" (RLOO) compares with the mean of the others:
         r_i - sum_(j != i) r_j / (N - 1) = N / (N - 1) (r_i - mean).
@@ -49,7 +49,7 @@ def group_advantages(rewards: torch.Tensor, scale: str = "std", ddof: int = 1, e
     if scale not in ("std", "none", "leave_one_out"):
         raise ValueError(f"group_advantages: scale is {scale!r}; choose 'std', 'none' or 'leave_one_out'.")
     if n < 2 or n <= ddof:
-        raise ValueError(f"group_advantages: a group of {n} has nothing to be compared with; use at least 2 rollouts.")
+        raise ValueError(f"group_advantages: a group of {n} has nothing to compare; use at least 2 rollouts.")
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if scale == "std":
         advantages = advantages / (rewards.std(-1, correction=ddof, keepdim=True) + eps)
@@ -63,8 +63,8 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
     """PPO's per-token objective min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp).
 
     All tensors broadcast together (tokens, say (B, T), and advantages (B, 1)). eps = inf does not clip;
-    eps_high > eps_low is DAPO's clip-higher. The gradient in logp is rho A where the unclipped term is the
-    smaller one, else 0. The log-ratio is bounded where exp would overflow, so that 0 * inf never arises.
+    eps_high > eps_low is DAPO's clip-higher. The gradient in logp is rho A if the unclipped term is the smaller one, else 0.
+    The log-ratio is bounded below the overflow of exp, so that 0 * inf never arises.
 
     >>> rho = torch.tensor([0.5, 1.0, 1.5])
     >>> clipped_surrogate(rho.log(), torch.zeros(3), advantages=torch.tensor(1.0))
@@ -76,10 +76,10 @@ def clipped_surrogate(logp: torch.Tensor, old_logp: torch.Tensor, advantages: to
 
 
 def k3(logp: torch.Tensor, base_logp: torch.Tensor) -> torch.Tensor:
-    """The KL from the policy to the base, a token: exp(d) - d - 1 with d = base_logp - logp, elementwise, in nats.
+    """The KL from the policy to the base, per token: exp(d) - d - 1 with d = base_logp - logp, elementwise, in nats.
 
-    Unbiased where the present policy sampled the tokens, and never negative (Schulman, 2020). d is bounded at 20, where exp is
-    5e8 already: a token that the policy has lost must not make the loss infinite.
+    Unbiased if the present policy sampled the tokens, and never negative (Schulman, 2020). d is bounded at 20, where exp is
+    5e8, so that a token of vanishing probability keeps the loss finite.
 
     >>> k3(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.5, 0.5]).log())
     tensor([0.0000, 0.3069])
@@ -107,7 +107,7 @@ def sqrt(logp: torch.Tensor) -> torch.Tensor:
 
 
 def log_probability(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1, bounded; F is not, as the paper takes it [R].
+    """F(p) = log p: imitation by maximum likelihood. dF/dlogp = 1 is bounded. F is not, while the paper's is [R].
 
     >>> log_probability(torch.tensor([-4.0, -1.0]))
     tensor([-4., -1.])
@@ -116,9 +116,10 @@ def log_probability(logp: torch.Tensor) -> torch.Tensor:
 
 
 def uncertain(logp: torch.Tensor) -> torch.Tensor:
-    """F(p) = p - p^2 / 2. dF/dlogp = p (1 - p): the log-likelihood, weighted by how undecided the policy is about the token.
+    """F(p) = p - p^2 / 2. dF/dlogp = p (1 - p): the log-likelihood's gradient, weighted by the policy's uncertainty about the
+    token.
 
-    CHORD-phi's weight (arXiv 2508.11408): it hardly moves tokens that the policy is sure of, or sure against.
+    CHORD-phi's weight (arXiv 2508.11408): it hardly moves tokens with p near 0 or 1.
 
     >>> uncertain(torch.tensor([0.5, 1.0]).log())
     tensor([0.3750, 0.5000])
@@ -132,7 +133,7 @@ class ratio:
     """F(p) = p / (p + lam): LUFFY's shaping. dF/dlogp = lam p / (p + lam)^2, at most 1/4, reached at p = lam.
 
     Written as sigmoid(log p - log lam), which is stable at any log p and goes to 0 with p.
-    That HAPO uses this F is this kit's choice: the paper asks for a bounded F with a bounded gradient.
+    HAPO with this F is this kit's choice: the paper takes a bounded F with a bounded gradient [R].
 
     >>> ratio(0.1)(torch.tensor([0.1, 0.4]).log())
     tensor([0.5000, 0.8000])
@@ -187,7 +188,7 @@ AGGREGATIONS = ("grpo", "bnpo", "dapo", "dr_grpo", "luffy")
 
 def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max_length: int | None = None,
                         group_index: torch.Tensor | None = None) -> torch.Tensor:
-    """What each token's objective counts in the loss: a (B, T) tensor w, the loss being -sum(w * objective).
+    """The weight of each token's objective in the loss: a (B, T) tensor w, with loss = -sum(w * objective).
 
     | aggregation | objective                                | w of a token of sequence i      |
     |-------------|------------------------------------------|---------------------------------|
@@ -197,8 +198,8 @@ def aggregation_weights(token_mask: torch.Tensor, aggregation: str = "dapo", max
     | "dr_grpo"   | sum / (B max_length)                     | 1 / (B max_length)              |
     | "luffy"     | sum / max_length                         | 1 / max_length                  |
 
-    Linear in the tokens, so a batch may be split into pieces at will: compute w once, for all of it. TRL's "bnpo" divides
-    by the tokens of whatever piece of the batch is at hand; that the piece is the group is this kit's choice.
+    The loss is linear in the tokens, so a batch may be split into pieces: compute w once, for the whole batch. TRL's "bnpo"
+    divides by the tokens of the current piece of the batch; here the piece is the group, which is this kit's choice.
 
     Parameters
     ----------
@@ -243,13 +244,13 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     Parameters
     ----------
     logp, old_logp : (B, T)
-        Log-probabilities of the completions' tokens under the present policy and under the one that the batch
-        started with. `old_logp` is not read on teacher sequences: they use the present p in every inner epoch.
+        Log-probabilities of the completions' tokens under the present policy, and under the policy at the batch's start.
+        `old_logp` is not read on teacher sequences, which use the present p in every inner epoch.
     advantages : (B,)
-        One a sequence.
+        One per sequence.
     teacher_mask : (B,) bool
     token_mask : (B, T) bool
-        True on completion tokens; whatever stands elsewhere, NaN included, changes nothing.
+        True on completion tokens. Values elsewhere, NaN included, change nothing.
     shaping, eps_low, eps_high : see `shaped_surrogate`, `clipped_surrogate`
     aggregation, max_length, group_index : see `aggregation_weights`
     weights : (B, T), optional
@@ -257,10 +258,10 @@ def hapo_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tens
     importance : (B, T), optional
         A truncated importance weight for tokens that another engine sampled; students only.
     sequence_ratio : bool
-        True: rho is a sequence's, the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071).
+        True: rho is the sequence's ratio, the geometric mean of its tokens' ratios (GSPO, arXiv 2507.18071).
     kl, base_logp : float, (B, T)
-        kl times k3 = exp(d) - d - 1, d = base_logp - logp, is taken from each student token's objective, after the clip
-        (DeepSeekMath, arXiv 2402.03300). `base_logp` is needed only then.
+        kl times k3 = exp(d) - d - 1, d = base_logp - logp, is subtracted from each student token's objective, after the clip
+        (DeepSeekMath, arXiv 2402.03300). Only this needs `base_logp`.
 
     Returns
     -------

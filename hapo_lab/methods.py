@@ -1,6 +1,6 @@
 """Methods as data: which gate, whose seats, which advantages, shaping, clip and aggregation.
 
-A method is a value, not a class of its own: the trainer reads its fields and never asks for its name.
+A method is a value, not a class: the trainer reads its fields, never its name.
 Swap a part with `dataclasses.replace(HAPO, gate=BetaGate(threshold=0.5))`.
 """
 
@@ -20,7 +20,7 @@ from hapo_lab.ssi import Group, Rollout, extra_seat, several_seats
 
 @dataclass(frozen=True)
 class Decay:
-    """A number that falls from `start` to `end` in the course of a run, along half a cosine.
+    """A number that falls from `start` to `end` over a run, along half a cosine.
 
     >>> [round(Decay(0.9, 0.1)(progress), 3) for progress in (0, 0.25, 0.5, 1)]
     [0.9, 0.783, 0.5, 0.1]
@@ -41,7 +41,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Method:
-    """Everything in which the compared methods differ.
+    """A method: all in which the compared methods differ.
 
     >>> strict = Method("HAPO, bar 0.5", gate=BetaGate(threshold=0.5))
     >>> strict.advantages(torch.tensor([1.0, 0.0, 0.0]), teacher_mask=torch.tensor([True, False, False]))
@@ -49,49 +49,50 @@ class Method:
     """
 
     name: str
-    """As it stands in figures and tables."""
+    """Its name in figures and tables."""
 
     gate: Gate = NeverGate()
-    """Decides from a group's sampled successes whether the teacher comes in."""
+    """Decides from a group's sampled successes whether the group gets the teacher."""
     seat: str = "replace"
-    """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to a seat more. "alone": to a
-    seat more, imitated in a token mean of its own, and the group's students teach nothing. "aside": to no seat, see `aside`."""
+    """Where the gate's demonstration goes. "replace": to the worst rollout's seat (SSI). "extra": to an extra seat. "alone":
+    to an extra seat, imitated in its own token mean, and the group's students teach nothing. "aside": to no seat, see
+    `aside`."""
     teachers: int = 1
     """With seat "replace": how many demonstrations the gate gives to a group at most, each in the seat of a failure (AMPO)."""
     teacher_seats: int = 0
-    """1: a seat of every group is the demonstration's, and one rollout less is sampled (LUFFY)."""
+    """1: one seat of every group is the demonstration's, so one rollout fewer is sampled (LUFFY)."""
     aside: float = 0.0
     """With seat "aside": as soon as this share of a step's prompts waits, newest first, their demonstrations make an update of
     their own, by maximum likelihood."""
 
     scale: str = "std"
-    """Of the group advantages: "std", "none" or "leave_one_out", see `loss.group_advantages`."""
+    """Scale of the group advantages: "std", "none" or "leave_one_out", see `loss.group_advantages`."""
     compared: str = "group"
-    """What the students' mean and std are of: "group", the teacher included, or "students" alone."""
+    """The rollouts behind the students' mean and std: "group", the teacher included, or "students" alone."""
     overlong: float = 0.0
-    """A rollout's reward falls by up to 1/2, on a line, in this share of the length limit before its end (DAPO)."""
+    """A rollout's reward falls linearly by up to 1/2 over this last share of the length limit (DAPO)."""
     imitation: float | Decay = 0.0
     """mu: the loss is (1 - mu) times the students' and mu times the demonstrations' shaped likelihood (advantage 1), each side
     divided by its own tokens. The students are compared among themselves. 1: they teach nothing (SFT). A `Decay` moves it."""
 
     shaping: Shaping = ratio(0.1)
-    """F, of the teacher's tokens."""
+    """F, for the teacher's tokens."""
     eps_low: float = 0.2
     """The students' ratio is clipped below 1 - eps_low ..."""
     eps_high: float = 0.2
     """... and above 1 + eps_high; inf: not at all."""
     sequence_ratio: bool = False
-    """The ratio is a sequence's, not a token's (GSPO)."""
+    """Whether the ratio is per sequence instead of per token (GSPO)."""
     aggregation: str = "dapo"
-    """How tokens make a loss: see `loss.aggregation_weights`."""
+    """How the tokens' objectives are averaged: see `loss.aggregation_weights`."""
     entropy_bonus: float = 0.0
     """Times the mean entropy of all the batch's tokens, the teacher's included, added to the objective. (verl's masked mean,
     which LUFFY's released recipe uses. With `imitation` 1, of the teacher's tokens alone.)"""
     kl: float = 0.0
-    """Times the KL to the base, a student token, taken from the objective; see `loss.hapo_loss`."""
+    """Coefficient of the KL to the base, per student token, subtracted from the objective; see `loss.hapo_loss`."""
 
     redraws: int = 0
-    """Groups that are all right or all wrong are thrown away and other prompts drawn, up to so many times a step (DAPO)."""
+    """Dead groups are discarded and other prompts drawn, up to this many times per step (DAPO)."""
     until: float = 1.0
     """The share of the run after which ..."""
     then: Method | None = None
@@ -109,23 +110,23 @@ class Method:
                              "update, go together: set both or none.")
 
     def at(self, progress: float) -> Method:
-        """The method as it stands at a share of the run, 0 to 1: its stage, with `imitation` as a number."""
+        """The method at a share of the run, 0 to 1: its stage, with `imitation` as a number."""
         if self.then and progress >= self.until:
             return self.then.at(progress)
         return replace(self, imitation=self.imitation(progress)) if isinstance(self.imitation, Decay) else self
 
     @property
     def stages(self) -> tuple[Method, ...]:
-        """Itself, and what it goes on as."""
+        """The method, and the methods that follow it."""
         return (self, *(self.then.stages if self.then else ()))
 
     @property
     def mu(self) -> float:
-        """`imitation` as a number; of a `Decay`, at the run's start."""
+        """`imitation` as a number; a `Decay` at the run's start."""
         return self.imitation(0) if isinstance(self.imitation, Decay) else self.imitation
 
     def advantages(self, rewards: torch.Tensor, teacher_mask: torch.Tensor) -> torch.Tensor:
-        """(N,) rewards of a group -> (N,) advantages. A rollout alone has nothing to be compared with: 0."""
+        """(N,) rewards of a group -> (N,) advantages. A single rollout has the advantage 0."""
         if self.mu == 1 or (self.seat == "alone" and teacher_mask.any()):
             return teacher_mask.to(rewards.dtype)
         advantages = self._relative(rewards)
@@ -182,20 +183,20 @@ LUFFY = Method("LUFFY", teacher_seats=1, scale="none", eps_low=inf, eps_high=inf
 """
 
 SFT = Method("SFT", teacher_seats=1, imitation=1.0, shaping=log_probability)
-"""Maximum likelihood on the demonstrations alone. The students are sampled only to be measured.
+"""Maximum likelihood on the demonstrations alone. The students are sampled only for measurement.
 
 >>> SFT.advantages(torch.tensor([1.0, 1.0, 0.0]), teacher_mask=torch.tensor([False, True, False]))
 tensor([0., 1., 0.])
 """
 
 LESSON = replace(SFT, name="a demonstration set aside")
-"""What a group is taught by whose demonstration was set aside."""
+"""The method for a group whose demonstration was set aside."""
 
 
 def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[float]) -> tuple[list[Group], dict]:
-    """A step's groups with the gate's posterior and decision filled in, and its state for the next step.
+    """A step's groups with the gate's posterior and decision, and the gate's state for the next step.
 
-    See `Gate.decide`: `uniforms` is one number in [0, 1) a group.
+    See `Gate.decide`: `uniforms` is one number in [0, 1) per group.
     """
     decisions, posterior, state = gate.decide(state, [g.problem.key for g in groups], [g.successes for g in groups],
                                               [len(g.rollouts) for g in groups], uniforms)
@@ -206,10 +207,10 @@ def judge(gate: Gate, groups: Sequence[Group], state: dict, uniforms: Sequence[f
 
 def teach(method: Method, group: Group, demonstration: Rollout | None, max_length: int | None = None,
           others: Sequence[Rollout] = ()) -> Group:
-    """From a group that the gate has judged to the group that the update sees: SSI, reserved seats, advantages.
+    """The group that the update sees, from one that the gate has judged: SSI, reserved seats, advantages.
 
-    Without a demonstration the group keeps its rollouts; its advantages are filled in. `max_length`: the completion limit in
-    tokens, for a method with `overlong`. `others`: of further teachers, for a method that takes several.
+    Without a demonstration the group keeps its rollouts, and gets its advantages. `max_length`: the completion limit in
+    tokens, for a method with `overlong`. `others`: demonstrations of further teachers, for a method that takes several.
     """
     if demonstration is not None:
         if group.decision:
@@ -221,7 +222,7 @@ def teach(method: Method, group: Group, demonstration: Rollout | None, max_lengt
 
 
 def seated(method: Method, group: Group, demonstration: Rollout, others: Sequence[Rollout] = ()) -> Group:
-    """The group with the demonstration where the method puts it when its gate has opened."""
+    """The group with the demonstration in the method's seat, if its gate has opened."""
     if method.seat == "aside":
         return group
     if method.seat != "replace":

@@ -1,4 +1,4 @@
-"""Groups of rollouts, and Synthetic Success Injection (SSI): a failure's seat goes to the teacher."""
+"""Groups of rollouts, and Synthetic Success Injection (SSI): a demonstration replaces a failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rollout:
     finished: bool = True
     """False: cut at the length limit."""
     engine_logps: tuple[float, ...] = ()
-    """The sampling engine's own log-probabilities, one a token; empty for a demonstration."""
+    """The sampling engine's log-probabilities, one per token; empty for a demonstration."""
     teacher: bool = False
     """Written by the teacher."""
 
@@ -42,7 +42,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one prompt, and what became of them. Functions return new groups; none changes one.
+    """The rollouts of one prompt, with the gate's decision and the advantages. Functions return new groups, and change none.
 
     >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, float(text == "56")) for text in ("54", "56", "63")))
     >>> group.successes, group.dead, group.rewards
@@ -52,19 +52,19 @@ class Group:
     problem: Any
     """The `Problem` that they answer."""
     rollouts: tuple[Rollout, ...]
-    """What the update sees; after SSI one of them is the teacher's."""
+    """The rollouts that the update sees; after SSI one of them is the teacher's."""
     posterior: BetaPosterior | None = None
     """The gate's belief in this prompt's success, from the sampled rollouts alone (0-d tensors)."""
     decision: bool | None = None
-    """Whether the gate asked for the teacher. (A group without a demonstration is left alone all the same.)"""
+    """Whether the gate asked for the teacher. (A group without a demonstration gets none.)"""
     replaced: int = -1
     """The seat that the gate gave to the teacher; -1: none."""
     removed: Rollout | None = None
-    """The rollout that sat there; None for a seat beyond the sampled ones."""
+    """The replaced rollout; None for an extra seat."""
     more: tuple[tuple[int, Rollout], ...] = ()
-    """Further seats that the gate gave to teachers, and the rollouts that sat there."""
+    """Further seats that the gate gave to teachers, with their replaced rollouts."""
     advantages: torch.Tensor | None = None
-    """(N,): one number a rollout."""
+    """(N,): one number per rollout."""
 
     @property
     def rewards(self) -> torch.Tensor:
@@ -78,7 +78,7 @@ class Group:
 
     @property
     def sampled(self) -> tuple[Rollout, ...]:
-        """The policy's own rollouts, the replaced one in its seat: all that the student's metrics may see."""
+        """The policy's own rollouts, the replaced one in its seat. The student's metrics use only these."""
         seats = list(self.rollouts)
         for seat, rollout in ((self.replaced, self.removed), *self.more):
             if rollout:
@@ -87,35 +87,35 @@ class Group:
 
     @property
     def successes(self) -> int:
-        """S: the right ones among the sampled rollouts."""
+        """S: the number of right rollouts among the sampled ones."""
         return int(sum(r.reward for r in self.sampled))
 
     @property
     def dead(self) -> bool:
-        """All rewards equal: there is nothing to compare, and every group-relative advantage is 0."""
+        """Whether all rewards are equal, so that every group-relative advantage is 0."""
         return bool((self.rewards == self.rewards[0]).all())
 
 
 def synthetic_success_injection(group: Group, demonstration: Rollout, seat: int | None = None) -> Group:
-    """Put a verified demonstration in the place of the group's lowest-reward rollout (the first of equals).
+    """Replace the group's lowest-reward rollout (the first of equals) by a verified demonstration.
 
-    Paper, section on SSI, by a reader's account: one rollout a group, nothing else of the group changes,
-    and the group's statistics are recomputed over the new group.
+    By a reader's account of the paper, SSI replaces one rollout per group and changes nothing else. The group's statistics
+    are recomputed over the new group.
 
     Parameters
     ----------
     group : Group
         As sampled; ValueError if it already holds an injected rollout.
     demonstration : Rollout
-        Its reward is its verifier's verdict; ValueError if that is not 1, or if it has no tokens.
+        Verified, with reward 1. ValueError: another reward, or no tokens.
     seat : int, optional
-        Whose place it takes, where finer rewards than these say which rollout is the worst.
+        The seat to replace, if finer rewards than these decide which rollout is the worst.
 
     Returns
     -------
     Group
-        A new group, with `replaced` and `removed` set and the teacher marked. The old one is untouched;
-        advantages are dropped, because the statistics they came from are gone.
+        A new group, with `replaced` and `removed` set and the teacher marked. The old one is unchanged. The new one has no
+        advantages yet, because its statistics are new.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def synthetic_success_injection(group: Group, demonstration: Rollout, seat: int 
 
 
 def several_seats(group: Group, demonstrations: Sequence[Rollout]) -> Group:
-    """SSI with several demonstrations: each takes the seat of a failure, as long as there are some (AMPO).
+    """SSI with several demonstrations: each replaces a failure, as long as failures remain (AMPO).
 
     >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63", "57")))
     >>> after = several_seats(group, [Rollout((5, 6, 2), "56", 1.0), Rollout((5, 6, 6, 2), "It is 56", 1.0)])
@@ -148,7 +148,7 @@ def several_seats(group: Group, demonstrations: Sequence[Rollout]) -> Group:
 
 
 def extra_seat(group: Group, demonstration: Rollout) -> Group:
-    """Put a verified demonstration beside the group's rollouts, all of which stay. Errors as in SSI.
+    """Add a verified demonstration beside the group's rollouts, all of which stay. Errors as in SSI.
 
     >>> group = Group("7 * 8", tuple(Rollout((5, 2), text, 0.0) for text in ("54", "63")))
     >>> [r.text for r in extra_seat(group, Rollout((5, 6, 2), "56", 1.0)).rollouts]
@@ -158,9 +158,9 @@ def extra_seat(group: Group, demonstration: Rollout) -> Group:
 
 
 def _seated(group: Group, demonstration: Rollout, seat: int, removed: Rollout | None) -> Group:
-    """The teacher in a seat of a group that has none yet."""
+    """The group with the teacher in a seat, if it has no teacher yet."""
     if group.replaced >= 0:
-        raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; one injection a group.")
+        raise ValueError(f"SSI: seat {group.replaced} of this group is the teacher's already; a group takes one injection.")
     if not demonstration.ids:
         raise ValueError(f"SSI: the demonstration {demonstration.text[:60]!r} has no tokens.")
     if demonstration.reward != 1:
@@ -171,6 +171,6 @@ def _seated(group: Group, demonstration: Rollout, seat: int, removed: Rollout | 
 
 
 def known(part: Part | None) -> Part:
-    """A part of a group that the step before must have filled in, such as its advantages."""
+    """A part of a group that an earlier function must have filled in, such as its advantages."""
     assert part is not None, "this group has not come so far"
     return part

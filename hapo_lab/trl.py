@@ -1,10 +1,10 @@
-"""HAPO inside TRL's `GRPOTrainer`: for a model, or a batch, that one GPU does not hold.
+"""HAPO inside TRL's `GRPOTrainer`, for a model or a batch that one GPU can't hold.
 
     pip install "hapo_lab[trl]"
 
-Gate, SSI and the shaped loss are this kit's; all else is TRL's: accelerate, DeepSpeed, FSDP, vLLM, peft, logging, checkpoints.
-After TRL has sampled a step's completions they are rewarded, the gate decides, and the teacher takes a seat; then TRL goes on
-with what it finds there. Its loss sees the students. The teacher's term is added, divided as TRL divides the students'.
+Gate, SSI and the shaped loss are this kit's; everything else is TRL's: accelerate, DeepSpeed, FSDP, vLLM, peft, logging,
+checkpoints. After TRL has sampled a step's completions they are rewarded, the gate decides, and the teacher takes a seat. TRL
+then continues with these groups. Its loss sees the students. The teacher's term is added, divided as TRL divides the students'.
 
 The output folder is a run's folder, too (`runs.log`): `watch`, `report` and every figure read it.
 """
@@ -42,17 +42,17 @@ from hapo_lab.ssi import Group, Rollout, known, synthetic_success_injection
 from hapo_lab.tasks.problem import Problem, Task
 
 STATE = "hapo.json"
-"""What the gate remembers, and the rounds so far, in a checkpoint's folder."""
+"""A checkpoint's file with the gate's memory and the rounds so far."""
 AGGREGATIONS = {"grpo": "grpo", "bnpo": "dapo", "dr_grpo": "dr_grpo"}
-"""TRL's loss types whose divisor is of the piece at hand, and the kit's names for what they do with it."""
+"""TRL's loss types that divide by the current piece of a batch -> the kit's aggregation of the same effect."""
 LEFT = {"beta": 0.0, "off_policy_mask_threshold": None, "top_entropy_quantile": 1.0, "use_liger_kernel": False,
         "multi_objective_aggregation": "sum_then_normalize", "mask_truncated_completions": False, "delta": None}
-"""Settings of TRL's that must stay as they are: what they do is not defined for a teacher's tokens."""
+"""TRL's settings that must keep these values: their effect on a teacher's tokens is not defined."""
 
 
 @dataclass
 class HAPOConfig(GRPOConfig):
-    """TRL's, and which rewards count as a success."""
+    """TRL's `GRPOConfig`, and the sum of rewards that counts as a success."""
 
     success: float | None = field(default=None, metadata={
         "help": "The least sum of a completion's rewards that the gate counts as a success. Default: rewards are 0 or 1."})
@@ -64,17 +64,17 @@ class HAPOConfig(GRPOConfig):
             if not (self.generation_batch_size or 0) % self.num_generations:
                 raise
             raise ValueError(
-                f"{self.generation_batch_size} completions per round are no whole groups of {self.num_generations}: choose a "
+                f"{self.generation_batch_size} completions per round are not whole groups of {self.num_generations}: choose a "
                 "multiple for per_device_train_batch_size times gradient_accumulation_steps times the processes.") from error
 
 
 def dataset_of(problems: Iterable[Problem]) -> Dataset:
-    """A task's problems as TRL takes them, with the column `demonstration`; `key` names the problem for gate and reward."""
+    """A task's problems as a data set for TRL, with the column `demonstration`; `key` names the problem for gate and reward."""
     return Dataset.from_list([{"prompt": list(p.messages), "key": p.key, "demonstration": p.demonstration} for p in problems])
 
 
 def reward_of(task: Task) -> Callable[..., list[float]]:
-    """The task's verifier as a reward function of TRL's, for `dataset_of` its problems."""
+    """The task's verifier as a reward function for TRL, on the rows of `dataset_of`."""
     problems = {problem.key: problem for problem in (*task.train, *task.heldout)}
 
     def verified(completions: list[list[dict]], key: list[str], **_: Any) -> list[float]:
@@ -83,7 +83,7 @@ def reward_of(task: Task) -> Callable[..., list[float]]:
 
 
 class Journal(TrainerCallback):
-    """Writes the run's folder, in the main process. A step there is a round of completions; it is written when TRL logs.
+    """Writes the run's folder, in the main process. A step of that run is a round of completions, written when TRL logs.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class Journal(TrainerCallback):
         """What is known of the rounds that are still to be written."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Make the folder, or go back to where the checkpoint was. ValueError if another run is there."""
+        """Make the folder, or return to the checkpoint's step. ValueError: the folder holds another run."""
         if not state.is_world_process_zero:
             return
         folder, self.open = Path(args.output_dir), []
@@ -146,13 +146,13 @@ class Journal(TrainerCallback):
 
 
 class HAPOTrainer(GRPOTrainer):
-    """TRL's `GRPOTrainer` with a teacher: a gate decides in which groups a demonstration takes the worst completion's seat.
+    """TRL's `GRPOTrainer` with a teacher: a gate decides in which groups a demonstration replaces the worst completion.
 
     Parameters
     ----------
     model, reward_funcs, args, train_dataset, and more
         As `GRPOTrainer` takes them; `args` may be a `HAPOConfig`. The data set's column `demonstration` holds a completion's
-        text, or None; a column `key` says what the gate's memory is about, by default the prompt.
+        text, or None; a column `key` names the unit that the gate remembers, by default the prompt.
     gate : Gate
     shaping : Shaping
         F, of the teacher's tokens.
@@ -170,7 +170,7 @@ class HAPOTrainer(GRPOTrainer):
         _refuse(args, train_dataset, more)
         self.gate, self.shaping = gate, shaping
         self.gate_state: dict = {}
-        """What the gate remembers of each prompt."""
+        """The gate's memory."""
         self._rows: Sequence[dict] = ()
         self._rewards: torch.Tensor | None = None
         self._teacher = torch.zeros(0, dtype=torch.bool)
@@ -225,7 +225,7 @@ class HAPOTrainer(GRPOTrainer):
         return rewards
 
     def _judged(self, rewards: torch.Tensor, ids: list[list[int]], completions: list) -> list[Group]:
-        """The whole step's groups, with the gate's decisions. Every process comes to the same ones."""
+        """The whole step's groups, with the gate's decisions, the same in every process."""
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
         rows = gather_object([(_problem(row), Rollout(tuple(tokens), text, 0.0, finished=tokens[-1] in self.eos_token_ids))
                               for row, tokens, text in zip(self._rows, ids, texts, strict=True)])
@@ -257,7 +257,7 @@ class HAPOTrainer(GRPOTrainer):
         bar = getattr(self.args, "success", None)
         if bar is None and (odd := totals[(totals != 0) & (totals != 1)]).numel():
             raise ValueError(f"a completion's rewards add up to {odd[0].item():g}; the gate counts successes, so let them be 0 "
-                             "or 1, or say with HAPOConfig(success=...) from which sum on it is one.")
+                             "or 1, or set HAPOConfig(success=...) to the least sum of a success.")
         return totals >= (1 if bar is None else bar)
 
     def _refuse_rejected(self, rewards: torch.Tensor) -> None:
@@ -270,7 +270,7 @@ class HAPOTrainer(GRPOTrainer):
                                  f"{totals[first + i].item():g}: correct it, or set it to None.")
 
     def _note(self, sampled: Sequence[Group], taught: Sequence[Group]) -> None:
-        """In TRL's metrics: of the students alone, but for `teacher_samples`."""
+        """Add to TRL's metrics. All but `teacher_samples` are of the students alone."""
         figures = {"success": sum(g.successes for g in sampled) / sum(len(g.rollouts) for g in sampled),
                    "posterior": sum(known(g.posterior).mean.item() for g in sampled) / len(sampled),
                    "asked": sum(known(g.decision) for g in sampled) / len(sampled),
@@ -298,7 +298,7 @@ class HAPOTrainer(GRPOTrainer):
         return loss - (weights * shaped_surrogate(logps, advantages[teacher, None], self.shaping)).sum()
 
     def _weights(self, mask: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """(B, T): what a token's objective counts in TRL's loss of this piece of a step."""
+        """(B, T): the weight of a token's objective in TRL's loss of this piece of a step."""
         pieces = self.current_gradient_accumulation_steps
         if self.loss_type == "dapo":
             tokens = inputs["num_items_in_batch"].clamp(min=1) * pieces / self.args.steps_per_generation
@@ -329,12 +329,12 @@ def _problem(row: dict) -> Problem:
 
 
 def _refuse(args: GRPOConfig, data: Any, more: dict[str, Any]) -> None:
-    """ValueError, in one sentence, for what can't go with a teacher."""
+    """ValueError, in one sentence, for a setting that can't go with a teacher."""
     if args.loss_type not in (*AGGREGATIONS, "dapo"):
         raise ValueError(f"loss_type is {args.loss_type!r}; with a teacher choose one of dapo, {', '.join(AGGREGATIONS)}.")
     for name, only in LEFT.items():
         if (value := getattr(args, name, only)) != only:
-            raise ValueError(f"{name} is {value!r}; what it does to a teacher's tokens is not defined: leave it at {only!r}.")
+            raise ValueError(f"{name} is {value!r}; its effect on a teacher's tokens is not defined: leave it at {only!r}.")
     for name in ("tools", "rollout_func", "environment_factory"):
         if more.get(name):
             raise ValueError(f"{name} can't go with a teacher, whose demonstration has no such turns: leave it out.")

@@ -246,7 +246,7 @@ def test_several_teachers_take_no_success_away(group_of, demonstration):
 
 
 def test_ampo_needs_several_demonstrations(fresh, sums):
-    with pytest.raises(ValueError, match="AMPO takes several demonstrations a problem, and task 'sums' has one at most"):
+    with pytest.raises(ValueError, match="AMPO takes several demonstrations per problem; task 'sums' has one at most"):
         Trainer(fresh, sums, AMPO, SMALL)
     record, = Trainer(fresh, load_task("sums_teachers"), AMPO, replace(SMALL, steps=1))
     assert record.teacher_samples == 4 and record.successes == (0, 0) and record.reward == 0

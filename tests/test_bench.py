@@ -246,7 +246,7 @@ def test_ctrl_c_loses_at_most_a_batch_and_the_same_command_goes_on(file, tmp_pat
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(TransformersEngine, "generate", pressed)
         main([*command, str(tmp_path / "out")])
-    assert str(stopped.value) == (f"stopped; what was sampled is in {tmp_path / 'out'}: give the same command again to go on.")
+    assert str(stopped.value) == (f"stopped; {tmp_path / 'out'} holds the samples so far: repeat the command to continue.")
     assert len(read(tmp_path / "out").splitlines()) == 128
     main([*command, str(tmp_path / "out")])
     main([*command, str(tmp_path / "other")])
@@ -339,7 +339,7 @@ def test_another_engine_does_not_go_on_with_a_models_answers(whole, tmp_path):
     folder, exam, _ = whole
     shutil.copytree(folder / "out", tmp_path / "out")
     (tmp_path / "out" / "tiny" / "samples.jsonl").write_bytes(read(folder / "out")[:5000])
-    with pytest.raises(ValueError, match="tiny was begun otherwise: engine is 'transformers' there and 'echo' here"):
+    with pytest.raises(ValueError, match="tiny began with other settings: engine is 'transformers' there and 'echo' here"):
         bench(["tiny"], tmp_path / "out", exam, samples=24, temperature=1.5, engine=Echo)
 
 
@@ -385,7 +385,7 @@ def test_an_answer_without_room_in_the_context_is_refused_before_any_sample(exam
 
 def test_a_folder_that_can_not_be_made_gets_one_sentence(exam, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="out/tiny can't be written: .*; once it can, the same bench goes on"):
+    with pytest.raises(ValueError, match="out/tiny can't be written: .*; make room, then repeat the command"):
         bench(["tiny"], tmp_path / "out", exam, samples=1, engine=TransformersEngine)
 
 
@@ -415,7 +415,7 @@ def test_what_a_run_was_trained_on_is_said(run, tmp_path, capsys):
     asked = [{"prompt": question(p), "answer": p.answer.split()[-1]} for p in (task.train[0], task.heldout[0])]
     main(["bench", str(run), "--data", str(write(tmp_path / "e.jsonl", asked)), "--verifier", "last_number", "--samples", "1",
           "--out", str(tmp_path / "out")])
-    assert "was trained on 1 of these 2 questions: they are no test of it" in capsys.readouterr().out
+    assert "was trained on 1 of these 2 questions: they do not test it" in capsys.readouterr().out
 
 
 def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
@@ -427,11 +427,11 @@ def test_a_run_answers_with_its_adapter(run, exam, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["tiny"], "there is no run whose held-out problems could be asked: name task files"),
-    (["tiny", "--verifier", "last_number"], "a run brings its own verifier: leave out --verifier"),
+    (["tiny"], "no run gives held-out problems: name task files"),
+    (["tiny", "--verifier", "last_number"], "a run has its own verifier: leave out --verifier"),
     (["tiny", "--data", "FILE"], "--data needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION"),
     (["tiny", "--data", "no.jsonl", "--verifier", "last_number"], "no.jsonl can't be read: no such file"),
-    (["gpt-9", "--data", "FILE", "--verifier", "last_number"], "model 'gpt-9' is no preset"),
+    (["gpt-9", "--data", "FILE", "--verifier", "last_number"], "model 'gpt-9' is not a preset"),
     (["EMPTY", "--data", "FILE", "--verifier", "last_number"], "holds no run .run.json. and no model"),
     (["tiny", "--data", "FILE", "--verifier", "last_number", "--samples", "0"], "samples is 0"),
     (["tiny", "--data", "FILE", "--verifier", "last_number", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
@@ -447,7 +447,7 @@ def test_wrong_input_gets_one_sentence_and_no_folder(file, tmp_path, arguments, 
 
 def test_a_run_without_an_adapter_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no adapter yet: the run has to end first"):
+    with pytest.raises(ValueError, match="has no adapter yet: finish the run first"):
         contestant(str(tmp_path))
 
 

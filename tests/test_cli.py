@@ -1,6 +1,7 @@
 """The commands, in small, and what they refuse: in one sentence, before anything is written."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 
@@ -37,7 +38,16 @@ def test_train_evaluate_report(tmp_path, capsys):
     assert len(rows) == 3 and rows[0].startswith("step,reward,length")
 
     main(["resume", str(tmp_path / "a")])  # nothing is left to do
+    assert f"{tmp_path / 'a'} has all of its 2 steps; --steps extends it." in capsys.readouterr().out
     assert len(RunLog.load(tmp_path / "a").steps) == 2
+
+
+def test_every_option_of_train_says_what_it_means(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--warmup WARMUP Steps in which the learning rate rises linearly from 0." in said
+    assert not re.search(r"--\S+ [A-Z_]+ default:", said)
 
 
 def test_tiny_brings_its_own_task_and_numbers(tmp_path):
@@ -49,7 +59,7 @@ def test_tiny_brings_its_own_task_and_numbers(tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--task", "chess"], "unknown task 'chess'; choose one of json_record"),
     (["--method", "ppo"], "unknown method 'ppo'; choose one of hapo"),
-    (["--model", "gpt-9"], "model 'gpt-9' is no preset"),
+    (["--model", "gpt-9"], "model 'gpt-9' is not a preset"),
     (["--group-size", "1"], "group_size is 1; a group needs at least 2"),
     (["--threshold", "1.5"], "the threshold is 1.5; it must lie in (0, 1]"),
     (["--threshold", "0"], "the threshold is 0.0; it must lie in (0, 1]"),
@@ -68,7 +78,7 @@ def test_wrong_input_gets_one_sentence_and_no_run(tmp_path, arguments, sentence)
 
 def test_a_folder_with_a_run_is_refused_at_once(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(SystemExit, match="holds a run already: go on with it .python -m hapo_lab resume .*, or choose another"):
+    with pytest.raises(SystemExit, match="holds a run already: continue it .hapo-lab resume .*, or choose another"):
         main(["train", str(tmp_path)])
 
 
@@ -103,7 +113,7 @@ def test_the_lessons_are_written_and_what_was_changed_is_not_overwritten(tmp_pat
         (folder / name).write_text("mine")
     with pytest.raises(SystemExit) as stopped:
         main(["lessons", str(folder)])
-    assert str(stopped.value) == (f"hapo_lab: {folder} holds another 00_start_here.ipynb, 01_advantage_collapse.ipynb already: "
+    assert str(stopped.value) == (f"hapo_lab: {folder} holds a changed 00_start_here.ipynb, 01_advantage_collapse.ipynb: "
                                   "rename it, or choose another folder.")
     assert (folder / "00_start_here.ipynb").read_text() == "mine" and not (folder / "03_beta_gate.ipynb").exists()
 
@@ -147,7 +157,7 @@ def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(run), *own, *SMALL])
     says = capsys.readouterr().out
-    assert ("own: 266 problems to train on, 264 with a demonstration of at most 30 tokens (1 only a longer one); 14 held out"
+    assert ("own: 266 training problems, 264 with a demonstration of at most 30 tokens (1 only a longer one); 14 held out"
             in says)
     main(["resume", str(run)])
     main(["evaluate", str(run), "--samples", "2"])
@@ -166,7 +176,7 @@ def test_a_task_file_is_trained_on_resumed_and_evaluated(own, tmp_path, capsys):
     (["--task", "none.jsonl", "--verifier", "last_number"], "none.jsonl can't be read: no such file or directory."),
     (["--task", "none.jsonl"], "a task file needs --verifier: exact_match, last_number, math, or FILE.py:FUNCTION."),
     (["--task", "none.jsonl", "--verifier", "none"], "unknown verifier 'none'; choose one of exact_match, last_number"),
-    (["--verifier", "last_number"], "task 'json_record' brings its own verifier: leave out --verifier."),
+    (["--verifier", "last_number"], "task 'json_record' has its own verifier: leave out --verifier."),
 ])
 def test_a_task_file_that_is_not_complete_gets_one_sentence(tmp_path, arguments, sentence):
     with pytest.raises(SystemExit) as stopped:
@@ -176,5 +186,5 @@ def test_a_task_file_that_is_not_complete_gets_one_sentence(tmp_path, arguments,
 
 
 def test_room_for_an_answer_is_refused_where_a_task_brings_its_own(tmp_path):
-    with pytest.raises(SystemExit, match="task 'sums' brings its own room for an answer: leave out --max-new-tokens"):
+    with pytest.raises(SystemExit, match="task 'sums' has its own limit on an answer's tokens: leave out --max-new-tokens"):
         main(["train", str(tmp_path / "run"), "--model", "tiny", "--max-new-tokens", "99"])

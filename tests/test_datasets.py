@@ -121,7 +121,7 @@ def test_lines_are_counted_with_the_blank_ones(write):
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_refused(tmp_path, content):
     (tmp_path / "own.jsonl").write_bytes(content)
-    refused(tmp_path / "own.jsonl", 'is empty: it must hold one problem a line, such as {"prompt"')
+    refused(tmp_path / "own.jsonl", 'is empty: it must hold one problem per line, such as {"prompt"')
 
 
 def test_another_encoding_is_refused_with_its_line(tmp_path):
@@ -237,7 +237,7 @@ def test_a_verifier_of_your_own_comes_from_its_file(write, verifier):
 @pytest.mark.parametrize(("name", "sentence"), [
     ("exact", "unknown verifier 'exact'; choose one of exact_match, last_number, math, or write FILE.py:FUNCTION"),
     ("other.py:verify", "'other.py:verify': there is no file other.py"),
-    ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"),
+    ("{}:judge", "there is nothing named 'judge' in"), ("{}:NUMBER", "mine.py:NUMBER' is not a function"),
     ("{}", "write FILE.py:F")])
 def test_a_verifier_that_is_not_there_is_named(verifier, name, sentence):
     with pytest.raises(ValueError) as error:

@@ -4,9 +4,11 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from plain_english import MOST, sentences, too_long
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True,
@@ -62,6 +64,41 @@ def test_every_link_and_picture_is_there(page):
 def test_the_readme_leads_to_every_page_and_lesson():
     linked = {(README.parent / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", prose(README))}
     assert {*PAGES, *NOTEBOOKS} - {README} <= linked
+
+
+# sentences ---------------------------------------------------------------------------------------------------------
+
+COMPARISON = ROOT / "docs" / "comparison.md"
+EXPECTED = re.compile(r"^Expected: \*(.*?)\*$", re.DOTALL | re.MULTILINE)
+"""Written before the runs, so it stays as it is."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "teaching.md"], **named)
+def test_a_sentence_has_at_most_25_words(page):
+    assert not too_long(EXPECTED.sub("", page.read_text()))
+
+
+def test_an_expectation_is_quoted_word_for_word():
+    files = [path for path in KEPT if path.parent == ROOT / "data" / "experiments" and path.suffix == ".toml"]
+    written = {" ".join(tomllib.loads(path.read_text())["expected"].split()) for path in files}
+    quoted = [" ".join(quote.split()) for quote in EXPECTED.findall(COMPARISON.read_text())]
+    assert len(quoted) > 8 and not [quote for quote in quoted if quote not in written]
+
+
+@pytest.mark.parametrize(("markdown", "found"), [
+    ("One. Two", ["One.", "Two"]),
+    ("At 0.5, e.g. `a. B` and\nWu et al. say so [R]. *Then* [V].", ["At 0.5, e.g. Code and Wu et al. say so.", "Then."]),
+    ("[A page](a.md) ends. [gates.py](b.py) begins.", ["A page ends.", "File begins."]),
+    ("Said: \"It is.\" vLLM is next. p is a variable.", ["Said: \"It is.\"", "vLLM is next.", "p is a variable."]),
+    ("# A heading\n\n| a | table |\n\n    code. Code\n\n```\ncode. Code\n```\n", []),
+    ("Three:\n\n- one\n  and half\n- two. Three\n", ["Three:", "one and half", "two.", "Three"]),
+    ("[a](a.md) · [b](b.md)", ["a ·", "b"])])
+def test_a_page_is_cut_into_sentences(markdown, found):
+    assert sentences(markdown) == found
+
+
+def test_words_are_counted():
+    assert not too_long("word " * MOST) and too_long("word " * (MOST + 1)) and not too_long(("word " * MOST + "= · ") * 2)
 
 
 # the README --------------------------------------------------------------------------------------------------------

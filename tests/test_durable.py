@@ -223,7 +223,7 @@ def test_without_a_whole_checkpoint_a_run_is_refused_and_kept(fresh, sums, tmp_p
     with pytest.raises(ValueError, match="no whole checkpoint left .step-000004: optimizer.pt is damaged; step-000002: "):
         Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path, resume=True)
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="holds 5 steps and no checkpoint to go on from: choose another folder"):
+    with pytest.raises(ValueError, match="holds 5 steps and no checkpoint: choose another folder"):
         Trainer(fresh, sums, HAPO, SMALL, folder=tmp_path, resume=True)
     assert len(RunLog.load(tmp_path).steps) == 5 and all(map(torch.equal, before, adapter(fresh)))
 

@@ -238,7 +238,8 @@ def test_results_that_were_packed_are_reported_when_the_runs_are_gone(ran, tmp_p
         collect(replace(experiment, validation=5), folder)
     monkeypatch.setenv("HAPO_LAB_RUNS", str(tmp_path / "none"))
     main(["experiment", "report", str(file), "--out", str(tmp_path / "report")])
-    assert "this is from" in capsys.readouterr().out and "| SFT | 2 |" in (tmp_path / "report" / "table.md").read_text()
+    assert "these results are from" in capsys.readouterr().out
+    assert "| SFT | 2 |" in (tmp_path / "report" / "table.md").read_text()
     with pytest.raises(SystemExit, match="run the experiment"):
         main(["experiment", "pack", str(file)])
 

@@ -147,7 +147,7 @@ def test_the_engine_samples_from_what_the_trainer_computes(saved, family, quanti
     assert gap < 1e-4
     assert policy.context == 64
     if family == "gpt2" and quantize:
-        assert "which is no inner linear layer" in unserved(policy, merge=True)
+        assert "which is not an inner linear layer" in unserved(policy, merge=True)
 
 
 def test_the_cap_on_attention_scores_counts(saved):
@@ -216,7 +216,7 @@ def test_the_mask_that_the_model_receives_is_aligned():
     (MambaConfig(), "mamba carries a state along the sequence"),
     (Qwen3NextConfig(), "qwen3_next carries a state along the sequence"),
     (FalconH1Config(), "falcon_h1 carries a state along the sequence"),
-    (T5Config(), "t5 is no decoder-only language model"),
+    (T5Config(), "t5 is not a decoder-only language model"),
     (GPTNeoConfig(), "attention_types in its config tells of attention that is not known here"),
     (LlamaConfig(layer_types=["chunked_attention"] * 32), "it has layers of the kind chunked_attention"),
 ])

@@ -129,5 +129,5 @@ def test_the_command_trains_with_what_the_command_demonstrated(tmp_path, monkeyp
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(["train", "run", "--model", "tiny", "--task", "reasoning_gym:chain_sum", *small, "--task-arg", f"demonstration={path}",
           "--task-arg", "max_new_tokens=24", "--steps", "1", "--prompts", "2", "--eval-every", "0"])
-    assert "6 problems to train on, 1 with a demonstration of at most 24 tokens; 3 held out" in capsys.readouterr().out
+    assert "6 training problems, 1 with a demonstration of at most 24 tokens; 3 held out" in capsys.readouterr().out
     assert task_of_run(json.loads((tmp_path / "run" / "run.json").read_text())).train[0].demonstration

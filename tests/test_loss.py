@@ -85,7 +85,7 @@ def test_a_batch_of_groups_is_each_group_alone(seed):
 
 @pytest.mark.parametrize(("n", "options", "words"), [
     (4, {"scale": "var"}, "scale is 'var'; choose 'std', 'none' or 'leave_one_out'"),
-    (1, {}, "a group of 1 has nothing to be compared with"),
+    (1, {}, "a group of 1 has nothing to compare"),
     (1, {"scale": "none"}, "a group of 1"), (2, {"ddof": 2}, "a group of 2")])
 def test_wrong_advantages_are_refused(n, options, words):
     with pytest.raises(ValueError, match=words):

@@ -39,7 +39,7 @@ def test_a_model_that_is_computed_wrong_is_refused_in_a_sentence(capsys, tmp_pat
 
 def test_a_model_that_is_not_there_is_named(capsys):
     code, says = examine(capsys, "gpt-9")
-    assert code == 1 and "model 'gpt-9' is no preset" in says
+    assert code == 1 and "model 'gpt-9' is not a preset" in says
 
 
 def test_frequencies_tell_another_temperature(fresh):

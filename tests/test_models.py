@@ -141,7 +141,7 @@ def test_an_unquantized_policy_has_no_4_bit_layers():
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="'gpt-9' is no preset .*smollm2-135m"):
+    with pytest.raises(ValueError, match="'gpt-9' is not a preset .*smollm2-135m"):
         models.load_policy("gpt-9")
 
 

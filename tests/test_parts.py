@@ -147,9 +147,10 @@ def test_a_file_that_is_edited_while_a_run_trains_changes_nothing_in_it(fresh, s
 
 
 @pytest.mark.parametrize(("get", "name", "sentence"), [
-    (get_gate, "{}:Nothing", "there is nothing named 'Nothing' in"), (get_gate, "{}:NUMBER", "mine.py:NUMBER' is no gate"),
+    (get_gate, "{}:Nothing", "there is nothing named 'Nothing' in"), (get_gate, "{}:NUMBER", "mine.py:NUMBER' is not a gate"),
     (get_gate, "gone.py:Every", "'gone.py:Every': there is no file gone.py"), (get_method, "{}:Every", "Every' is no Method"),
-    (get_shaping, "{}:NUMBER", "NUMBER' is no shaping"), (get_shaping, "cube", "unknown shaping 'cube'; choose one of proba")])
+    (get_shaping, "{}:NUMBER", "NUMBER' is not a shaping"),
+    (get_shaping, "cube", "unknown shaping 'cube'; choose one of proba")])
 def test_what_is_not_there_is_named(mine, get, name, sentence):
     with pytest.raises(ValueError, match=sentence):
         get(name.format(mine))

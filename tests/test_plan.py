@@ -58,10 +58,10 @@ def test_a_recipe_trains_what_the_same_options_train(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("speed = 3", "has speed, which train does not have; it may have template, task_options, adapter_seed"),
-    ('steps = "many"', "steps is 'many'; it must be of the kind int"), ("steps = true", "steps is True"),
-    ("steps = 2.5", "steps is 2.5"), ("model = 3", "model is 3; it must be of the kind str"),
-    ("no_quantize = 1", "no_quantize is 1; it must be of the kind bool"), ("steps =", "can't be read"),
+    ("speed = 3", "has speed, which train does not take; it may have template, task_options, adapter_seed"),
+    ('steps = "many"', "steps is 'many'; it must be of type int"), ("steps = true", "steps is True"),
+    ("steps = 2.5", "steps is 2.5"), ("model = 3", "model is 3; it must be of type str"),
+    ("no_quantize = 1", "no_quantize is 1; it must be of type bool"), ("steps =", "can't be read"),
     ('recipe = "mine.toml"', "has recipe")])
 def test_a_wrong_recipe_is_one_sentence(recipe, text, words):
     for command in (["train", "run", "--recipe", str(recipe(text))], ["plan", str(recipe(text))]):

@@ -270,7 +270,7 @@ def test_the_command_trains_on_a_table_and_says_what_it_left_out(luffy, tmp_path
           "--columns", "answer=reward_model.ground_truth"])
     said = capsys.readouterr().out
     assert f"{luffy}: 11 rows, 10 problems, 10 with a demonstration\n1 asks what another row asks" in said
-    assert "8 problems to train on, 7 with a demonstration of at most 28 tokens (1 only a longer one); 2 held out" in said
+    assert "8 training problems, 7 with a demonstration of at most 28 tokens (1 only a longer one); 2 held out" in said
     with pytest.raises(SystemExit, match=r"--columns is 'answer'; it must be FIELD=COLUMN"):
         main(["train", str(tmp_path / "other"), "--task", str(luffy), "--verifier", "math", "--columns", "answer"])
 

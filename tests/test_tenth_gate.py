@@ -93,7 +93,7 @@ def test_a_gate_that_remembers_is_asked_for_every_history(mine, visit):
             state = once.decide(state, [""], [s], [3], [.5])[2]
         expected += math.prod(pmf[s] for s in history) * once.chances(state, "", 3).numpy()
     assert injection_chances(.4, 3, once, visit) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="no function of the present one; use a gate without such a memory"):
+    with pytest.raises(ValueError, match="not a function of the present one; use a gate without such a memory"):
         learning_curve([0., 0.], [1, 0], 3, hapo_with(once), 0, steps=2)
 
 

@@ -134,7 +134,7 @@ def test_a_missing_library_is_named(monkeypatch, name):
 
 @pytest.mark.parametrize(("name", "sentence"), [
     ("mlflow", "unknown tracker 'mlflow'; choose one of tensorboard, wandb, or write FILE.py:NAME"),
-    ("{}:gone", "there is nothing named 'gone' in"), ("{}:NUMBER", "mine.py:NUMBER' is no function"),
+    ("{}:gone", "there is nothing named 'gone' in"), ("{}:NUMBER", "mine.py:NUMBER' is not a function"),
     ("other.py:keep", "there is no file other.py")])
 def test_what_is_no_tracker_is_refused_before_a_model_is_loaded(mine, tmp_path, name, sentence):
     with pytest.raises(SystemExit) as stopped:
@@ -157,7 +157,7 @@ def test_a_function_of_another_kind_is_refused(mine, log, name, sentence):
 def test_one_that_fails_is_warned_of_once_and_the_others_go_on(mine, log):
     log.create()
     track = tracking(get_trackers([f"{mine}:fail", f"{mine}:keep"]), log)
-    with pytest.warns(UserWarning, match="mine.py:fail' failed at step 1, and is left out from now on: OSError: the"):
+    with pytest.warns(UserWarning, match="mine.py:fail' failed at step 1, and is dropped: OSError: the"):
         track(STEPS[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -231,7 +231,7 @@ def test_without_trl_the_extra_is_named():
 
 @pytest.mark.parametrize(("settings", "more", "words"), [
     ({"loss_type": "cispo"}, {}, "loss_type is 'cispo'; with a teacher choose one of dapo, grpo, bnpo, dr_grpo"),
-    ({"beta": 0.1}, {}, "beta is 0.1; what it does to a teacher's tokens is not defined: leave it at 0.0"),
+    ({"beta": 0.1}, {}, "beta is 0.1; its effect on a teacher's tokens is not defined: leave it at 0.0"),
     ({}, {"tools": [len]}, "tools can't go with a teacher"),
     ({}, {"train_dataset": None}, "the data set has no column 'demonstration'")])
 def test_what_can_not_go_with_a_teacher_is_refused_by_name(tmp_path, settings, more, words):
@@ -241,7 +241,7 @@ def test_what_can_not_go_with_a_teacher_is_refused_by_name(tmp_path, settings, m
 
 
 def test_a_batch_that_is_no_whole_groups_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="20 completions per round are no whole groups of 8: choose a multiple for per_device"):
+    with pytest.raises(ValueError, match="20 completions per round are not whole groups of 8: choose a multiple for per_"):
         HAPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=20)
 
 

@@ -319,7 +319,7 @@ def test_another_base_of_the_same_name_gets_a_copy_of_its_own(tmp_path, monkeypa
 
 @pytest.mark.parametrize("lora, merge, why", [
     ({"r": 600}, False, "its rank is 600, and vLLM's layers hold 512 at most"),
-    ({"target_modules": ["lm_head", "q_proj"]}, True, "it adapts lm_head, which is no inner linear layer"),
+    ({"target_modules": ["lm_head", "q_proj"]}, True, "it adapts lm_head, which is not an inner linear layer"),
     ({"use_dora": True}, True, r"it trains more than low-rank matrices \(modules_to_save, bias, or DoRA\)"),
     ({"modules_to_save": ["embed_tokens"]}, False, "it trains more than low-rank matrices .*")])
 def test_an_adapter_that_vllm_cannot_serve_is_refused_before_training(tiny, sums, tmp_path, lora, merge, why):

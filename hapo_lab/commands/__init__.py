@@ -1,1 +1,1 @@
-"""The command line, and what this machine and a model on it can do."""
+"""The command line, and the checks of this machine and of a model on it."""

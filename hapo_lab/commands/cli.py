@@ -27,6 +27,7 @@ from hapo_lab.commands.options import (
     add_task_option,
     add_template_option,
     columns_of,
+    meanings,
 )
 from hapo_lab.commands.picture import add_picture_commands
 from hapo_lab.commands.plan import PROMPT, Job, plan_recipe, shape_of
@@ -59,7 +60,7 @@ from hapo_lab.training.rebuilding import resume
 from hapo_lab.training.trainer import Trainer
 
 USUAL = {"tiny": ("sums", TINY)}
-"""A model's own task and config, where these are not the main job's."""
+"""Model -> its task and config, if these are not the main job's."""
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
         method = replace(method, gate=with_numbers(method.gate, **prior))
     trackers = get_trackers(args.track)
     if (args.folder / "run.json").exists():  # before minutes of loading
-        raise ValueError(f"{args.folder} holds a run already: go on with it (python -m hapo_lab resume {args.folder}), "
+        raise ValueError(f"{args.folder} holds a run already: continue it (hapo-lab resume {args.folder}), "
                          "or choose another folder.")
     task = _task(args, args.task or usual_task, config.seed if args.task_seed is None else args.task_seed)
     policy = load_policy(args.model, quantize=not args.no_quantize, rank=args.rank, template=dict(args.template_arg),
@@ -86,15 +87,18 @@ def train(args: argparse.Namespace) -> None:
     trainer = Trainer(policy, task, method, config, folder=args.folder, engine=args.engine)
     shown = len(trainer.with_demonstration)
     longer = sum(bool(p.demonstrations) for p in task.train) - shown
-    print(f"{task.name}: {len(task.train)} problems to train on, {shown} with a demonstration of at most {task.max_new_tokens} "
+    print(f"{task.name}: {len(task.train)} training problems, {shown} with a demonstration of at most {task.max_new_tokens} "
           f"tokens{f' ({longer} only a longer one)' if longer else ''}; {len(task.heldout)} held out", flush=True)
     _train(trainer, trackers)
 
 
 def resume_run(args: argparse.Namespace) -> None:
-    """Go on with a run, where its last checkpoint left it."""
+    """Continue a run from its last checkpoint."""
     trackers = get_trackers(args.track)
-    _train(resume(args.run, args.engine, args.steps), trackers)
+    trainer = resume(args.run, args.engine, args.steps)
+    if len(trainer.log.steps) == trainer.log.planned:
+        print(f"{args.run} has all of its {trainer.log.planned} steps; --steps extends it.")
+    _train(trainer, trackers)
 
 
 def _train(trainer: Trainer, trackers: dict[str, Maker]) -> None:
@@ -112,7 +116,7 @@ def _part_name(name: str) -> str:
 
 
 def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
-    """By name, from a file of one's own, or from a published table."""
+    """By name, from the user's file, or from a published table."""
     room = ROOM if args.max_new_tokens is None else args.max_new_tokens
     table = args.columns or args.test or (name not in TASKS and is_table(name))
     if args.task_arg and (table or name.endswith(".jsonl")):
@@ -125,11 +129,11 @@ def _task(args: argparse.Namespace, name: str, seed: int) -> Task:
     if name.endswith(".jsonl"):
         return load_jsonl(name, _verifier(args), room, heldout=args.heldout, seed=seed)
     if args.verifier:
-        raise ValueError(f"task {name!r} brings its own verifier: leave out --verifier.")
+        raise ValueError(f"task {name!r} has its own verifier: leave out --verifier.")
     if name.startswith(PREFIX) and args.max_new_tokens is not None:
         return load_task(name, seed, max_new_tokens=args.max_new_tokens, **dict(args.task_arg))
     if args.max_new_tokens is not None:
-        raise ValueError(f"task {name!r} brings its own room for an answer: leave out --max-new-tokens.")
+        raise ValueError(f"task {name!r} has its own limit on an answer's tokens: leave out --max-new-tokens.")
     return load_task(name, seed, **dict(args.task_arg))
 
 
@@ -140,10 +144,10 @@ def _verifier(args: argparse.Namespace) -> str:
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """The final figures of a run: its saved adapter against the base model, in this new process, on held-out problems."""
+    """A run's final figures on held-out problems: the base model, then its saved adapter, both loaded in this process."""
     manifest = RunLog.load(args.run).manifest
     if not (args.run / "adapter").is_dir():
-        raise ValueError(f"{args.run} has no adapter yet: the run has to end first.")
+        raise ValueError(f"{args.run} has no adapter yet: finish the run first (hapo-lab resume {args.run}).")
     task, figures = task_of_run(manifest), {}
     for who, adapter in (("before", None), ("after", args.run / "adapter")):
         policy = policy_of(manifest, adapter)
@@ -158,7 +162,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
 
 def demonstrate(args: argparse.Namespace) -> None:
-    """Let a model write demonstrations for a task file, and keep those that its verifier accepts."""
+    """Let a model write demonstrations for a task file, and keep the right ones."""
     if str(args.file).startswith(PREFIX):
         task = load_task(str(args.file), args.task_seed, **dict(args.task_arg))
         room, given, verify = task.max_new_tokens, task, task.verify
@@ -176,12 +180,12 @@ def demonstrate(args: argparse.Namespace) -> None:
                     bar.set_postfix_str(f"{job.found} demonstrations", refresh=False)
                     bar.update(asked)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; what was found is in {job.out}: give the same command again to go on.")
+        sys.exit(f"stopped; {job.out} holds the demonstrations so far: repeat the command to continue.")
     print(job)
 
 
 def examine(args: argparse.Namespace) -> None:
-    """This machine, or a model on it; exit code 1 where training can't work."""
+    """Check this machine, or a model on it. Exit code 1 if training can't work."""
     if not args.model:
         return examine_machine()
     found = model_findings(args.model, args.tokens, not args.no_quantize, dict(args.template_arg))
@@ -189,7 +193,7 @@ def examine(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """What the training of a recipe needs, before it starts."""
+    """Print a training's memory and time, before it starts."""
     asked = parser(args.recipe).parse_args(["train", "planned"])
     usual_task, _ = USUAL.get(asked.model, ("json_record", None))
     name = asked.task or usual_task
@@ -204,129 +208,131 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    """A model's usual numbers, and those that were asked for."""
+    """The model's usual numbers, with the given options in their place."""
     _, usual = USUAL.get(args.model, ("", Config()))
     return replace(usual, **{f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
 
 
 def parser(recipe: Path | None = None) -> argparse.ArgumentParser:
     """Every command, with its options and their help. `recipe`: a file whose values are `train`'s defaults."""
-    top = argparse.ArgumentParser(prog="python -m hapo_lab", description="Train with HAPO and look at what happened.")
+    top = argparse.ArgumentParser(prog="hapo-lab", description="Train with HAPO, and look at the runs.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("train", help="train a policy; writes a run folder")
+    p = commands.add_parser("train", help="train a policy, and write a run's folder")
     p.set_defaults(run_command=train)
-    p.add_argument("folder", type=Path, help="the run's folder")
+    p.add_argument("folder", type=Path, help="the new run's folder")
     p.add_argument("--model", default="smollm2-135m",
                    help=f"{', '.join(PRESETS)}, a folder, or a hub id; default: smollm2-135m")
     p.add_argument("--task", help=f"{', '.join(TASKS)}, a FILE.jsonl of your own, a published table (FILE.parquet, or "
                                   f"ORG/NAME[:SPLIT] on the hub), or {PREFIX}NAME; default: sums for tiny, else json_record")
     _add_file_options(p)
-    p.add_argument("--heldout", type=float, default=0.2, help="share of a file's problems, where it has no split; default: 0.2")
+    p.add_argument("--heldout", type=float, default=0.2,
+                   help="share of a file's problems to hold out, if it has no splits; default: 0.2")
     add_task_option(p)
-    p.add_argument("--test", help="another table, whose problems are held out")
+    p.add_argument("--test", help="a second table, whose problems are all held out")
     add_columns_option(p)
     p.add_argument("--method", default="hapo", help=f"{', '.join(METHODS)}, or FILE.py:NAME; default: hapo")
-    p.add_argument("--gate", help=f"in place of the method's: {', '.join(GATES)}, or FILE.py:NAME")
-    p.add_argument("--shaping", help=f"of the teacher's tokens, in place of the method's: {', '.join(SHAPINGS)}, or "
+    p.add_argument("--gate", help=f"replaces the method's gate: {', '.join(GATES)}, or FILE.py:NAME")
+    p.add_argument("--shaping", help=f"replaces the method's F for the teacher's tokens: {', '.join(SHAPINGS)}, or "
                                      "FILE.py:NAME")
-    p.add_argument("--no-quantize", action="store_true", help="keep the base model out of 4 bits")
-    p.add_argument("--rank", type=int, default=16, help="of the LoRA adapter; default: 16")
+    p.add_argument("--no-quantize", action="store_true", help="do not quantize the base model to 4 bits")
+    p.add_argument("--rank", type=int, default=16, help="rank of the LoRA adapter; default: 16")
     add_template_option(p)
     add_engine_option(p)
     _add_track_option(p)
     for name in ("alpha", "beta", "threshold"):
-        p.add_argument(f"--{name}", type=float, help="of the gate; default: the method's")
-    p.add_argument("--task-seed", type=int, help="of the draw of held-out problems; default: --seed")
-    p.add_argument("--adapter-seed", type=int, help="of the new adapter's matrices; default: --seed")
+        p.add_argument(f"--{name}", type=float, help=f"the gate's {name}; default: the method's")
+    p.add_argument("--task-seed", type=int, help="seed for the draw of held-out problems; default: --seed")
+    p.add_argument("--adapter-seed", type=int, help="seed for the new adapter's matrices; default: --seed")
+    meant = meanings(Config)
     for f in fields(Config):
         default = "--seed" if f.default is None else f.default
         other = "".join(f"; {model}: {getattr(config, f.name)}" for model, (_, config) in USUAL.items()
                         if getattr(config, f.name) != f.default)
         p.add_argument(f"--{f.name.replace('_', '-')}", type=int if f.default is None else type(f.default),
-                       help=f"default: {default}{other}")
-    p.add_argument("--recipe", type=Path, help="a TOML file with any of these options; the command line goes before it")
+                       help=f"{meant[f.name].removesuffix('.')}; default: {default}{other}")
+    p.add_argument("--recipe", type=Path, help="a TOML file with any of these options; the command line overrides it")
     if recipe:
         p.set_defaults(**read_recipe(recipe, p._actions))
 
-    p = commands.add_parser("plan", help="what the training of a recipe needs in memory and time, before it starts")
+    p = commands.add_parser("plan", help="compute a training's memory and time from its recipe, before it starts")
     p.set_defaults(run_command=plan)
-    p.add_argument("recipe", type=Path, help="TOML, as train --recipe takes it")
-    p.add_argument("--memory", type=float, help="GiB of a GPU that is not this machine's; default: what is free here")
-    p.add_argument("--gpus", type=int, default=1, help="of one machine, inside TRL, as H100s: a row per layout; default: 1")
-    p.add_argument("--prompt-tokens", type=int, default=PROMPT, help=f"of the longest prompt; default: {PROMPT}")
+    p.add_argument("recipe", type=Path, help="a TOML file, as for train --recipe")
+    p.add_argument("--memory", type=float, help="GiB of another machine's GPU; default: the free memory of this machine")
+    p.add_argument("--gpus", type=int, default=1, help="H100s in one machine, for a training inside TRL; default: 1")
+    p.add_argument("--prompt-tokens", type=int, default=PROMPT, help=f"tokens of the longest prompt; default: {PROMPT}")
 
-    p = commands.add_parser("resume", help="go on with a run that was stopped or killed, from its last checkpoint")
+    p = commands.add_parser("resume", help="continue a stopped or killed run from its last checkpoint, or extend a run")
     p.set_defaults(run_command=resume_run)
     p.add_argument("run", type=Path)
-    p.add_argument("--steps", type=int, help="extend the run, finished or not, to so many in all")
+    p.add_argument("--steps", type=int, help="extend the run, finished or not, to this number of steps in all")
     add_engine_option(p)
     _add_track_option(p)
 
-    p = commands.add_parser("evaluate", help="held-out success of a run's saved adapter, and of the base model")
+    p = commands.add_parser("evaluate", help="measure held-out success of the base model and of a run's saved adapter")
     p.set_defaults(run_command=evaluate_run)
     p.add_argument("run", type=Path)
-    p.add_argument("--samples", type=int, default=8, help="a problem; default 8")
+    p.add_argument("--samples", type=int, default=8, help="samples per problem; default: 8")
 
-    p = commands.add_parser("bench", help="models and runs on the same problems, side by side: avg@k, pass@k, length")
+    p = commands.add_parser("bench", help="compare models and runs on the same problems: avg@k, pass@k, length")
     add_bench_options(p)
 
-    p = commands.add_parser("report", help="the picture as PNG and the table as CSV; several runs side by side")
+    p = commands.add_parser("report", help="write a run's picture (PNG) and table (CSV); several runs also side by side")
     p.set_defaults(run_command=report)
     p.add_argument("runs", type=Path, nargs="+")
-    p.add_argument("--out", type=Path, default=Path("report"), help="default: report/")
+    p.add_argument("--out", type=Path, default=Path("report"), help="output folder; default: report/")
 
-    p = commands.add_parser("picture", help="what the README and the docs show")
+    p = commands.add_parser("picture", help="draw the pictures of the README and the docs")
     add_picture_commands(p)
 
-    p = commands.add_parser("experiment", help="methods x tasks x seeds from a TOML file: run, examine, report")
+    p = commands.add_parser("experiment", help="compare methods x tasks x seeds from a TOML file: run, examine, pack, report")
     add_experiment_commands(p)
 
     p = commands.add_parser("demonstrate", help="let a teacher model write a task file's missing demonstrations")
     p.set_defaults(run_command=demonstrate)
-    p.add_argument("file", type=Path, help=f"JSONL: prompt, answer, demonstration or none; or {PREFIX}NAME")
-    p.add_argument("--task-seed", type=int, default=0, help=f"of {PREFIX}NAME; default: 0")
+    p.add_argument("file", type=Path, help=f"a task file in JSONL, or {PREFIX}NAME")
+    p.add_argument("--task-seed", type=int, default=0, help=f"seed of {PREFIX}NAME; default: 0")
     add_task_option(p)
-    p.add_argument("--out", type=Path, help="default: FILE.demonstrated.jsonl; the same command again goes on there")
-    p.add_argument("--model", required=True, help=f"the teacher: {', '.join(PRESETS)}, a folder, or a hub id")
-    p.add_argument("--samples", type=int, default=8, help="completions a problem; the first right one is kept; default: 8")
-    p.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
-    p.add_argument("--seed", type=int, default=0, help="default: 0")
+    p.add_argument("--out", type=Path, help="output file; default: FILE.demonstrated.jsonl; a repeated command continues it")
+    p.add_argument("--model", required=True, help=f"the teacher model: {', '.join(PRESETS)}, a folder, or a hub id")
+    p.add_argument("--samples", type=int, default=8, help="completions per problem; the first right one is kept; default: 8")
+    p.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; default: 1.0")
+    p.add_argument("--seed", type=int, default=0, help="seed of the samples; default: 0")
     _add_file_options(p)
 
-    p = commands.add_parser("doctor", help="what this machine can do, and how to mend what it can't")
+    p = commands.add_parser("doctor", help="check this machine, or a model on it, and say how to close each gap")
     p.set_defaults(run_command=examine)
-    p.add_argument("--model", help=f"look at this model instead, without training it: {', '.join(PRESETS)}, a folder, or a "
+    p.add_argument("--model", help=f"check this model instead, without training it: {', '.join(PRESETS)}, a folder, or a "
                                    "hub id")
     p.add_argument("--tokens", type=int, default=Config.token_budget,
-                   help=f"of a pass, to reckon the model's memory with; default: {Config.token_budget}")
-    p.add_argument("--no-quantize", action="store_true", help="look at it out of 4 bits")
+                   help=f"tokens per pass, to compute the model's memory; default: {Config.token_budget}")
+    p.add_argument("--no-quantize", action="store_true", help="check the model without quantizing it to 4 bits")
     add_template_option(p)
 
-    p = commands.add_parser("demo", help="the main job: lesson 05_train_live, without a browser")
+    p = commands.add_parser("demo", help="train the main job: lesson 05_train_live, without a browser")
     p.set_defaults(run_command=demo)
 
     p = commands.add_parser("lessons", help="write the notebooks to a folder of yours")
     p.set_defaults(run_command=lessons)
-    p.add_argument("folder", type=Path, help="is made if need be; a notebook in it that you changed is never overwritten")
+    p.add_argument("folder", type=Path, help="created if missing; a notebook that you changed there is never overwritten")
 
-    add_quiz_options(commands.add_parser("quiz", help="ten questions about the method, with the lesson that answers each"))
+    add_quiz_options(commands.add_parser("quiz", help="answer ten questions about the method; each names its lesson"))
     return top
 
 
 def _add_track_option(p: argparse.ArgumentParser) -> None:
     p.add_argument("--track", action="append", default=[], metavar="TRACKER",
-                   help=f"where each step's figures go as well: {', '.join(TRACKERS)}, or FILE.py:NAME; as often as needed")
+                   help=f"another place for each step's figures: {', '.join(TRACKERS)}, or FILE.py:NAME; repeatable")
 
 
 def _add_file_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--verifier", help=f"of a task file: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
+    p.add_argument("--verifier", help=f"a task file's verifier: {', '.join(VERIFIERS)}, or FILE.py:FUNCTION")
     p.add_argument("--max-new-tokens", type=int,
-                   help=f"of a task file: room for a right completion; default: {ROOM}, or a reasoning-gym task's own")
+                   help=f"a completion's limit, for a task file; default: {ROOM}, or a reasoning-gym task's own")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; what goes wrong is one sentence."""
+    """Run one command. An error is one sentence."""
     args = parser().parse_args(argv)
     try:
         if args.run_command is train and args.recipe:

@@ -1,4 +1,4 @@
-"""python -m hapo_lab plan RECIPE --gpus N: a step inside TRL, on several GPUs of one machine. Computed; nothing is measured.
+"""hapo-lab plan RECIPE --gpus N: a step inside TRL, on several GPUs of one machine. Computed; nothing is measured.
 
 Rollouts are vLLM's, on the same GPUs, where it sleeps during the update, or on some of its own. The update takes one completion
 at a time, with gradient checkpoints. Every completion is taken to be of full length.
@@ -141,7 +141,7 @@ def _bounds(job: Job, gpus: int, name: str, r: Rollouts) -> str:
     """In words, for the fastest of those that fit."""
     bound = "The memory's rate bounds" if r.weights + r.cache > r.products else "Products bound"
     return (f"Computed from the rates of {gpus} H100 ({H100.flops / 1e12:.0f} TFLOP/s, "
-            f"{H100.bytes_per_second / 1e12:.1f} TB/s, {LINK / 1e9:.0f} GB/s between them), which nothing reaches, with "
-            f"{job.new_tokens:,} tokens in every completion. {bound} the rollouts: by the row {name!r} they read weights for "
+            f"{H100.bytes_per_second / 1e12:.1f} TB/s, {LINK / 1e9:.0f} GB/s between them), which no step reaches. Every "
+            f"completion has {job.new_tokens:,} tokens. {bound} the rollouts. In the row {name!r} they read weights for "
             f"{r.weights:.0f} s per step, keys and values for {r.cache:.0f} s, and compute for {r.products:.0f} s. Products "
             "bound the update.")

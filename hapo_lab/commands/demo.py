@@ -1,4 +1,4 @@
-"""python -m hapo_lab demo: lesson 05, without a browser."""
+"""hapo-lab demo: lesson 05, without a browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hapo_lab.runs.progress import progress_line
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Execute 05_train_live.ipynb, the very notebook, and say in the terminal how its training goes."""
+    """Execute 05_train_live.ipynb itself, and print its training's progress in the terminal."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -49,7 +49,7 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def summary(run: Path) -> str:
-    """What a run reached, in a few lines."""
+    """A run's results, in a few lines."""
     log = RunLog.load(run)
     last = log.steps[-5:]
     groups = sum(len(s.problems) for s in last)

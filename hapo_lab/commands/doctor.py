@@ -1,4 +1,4 @@
-"""What this machine can do, in plain words: `python -m hapo_lab doctor`, or `hapo_lab.doctor()`.
+"""A check of this machine, in plain words: `hapo-lab doctor`, or `hapo_lab.doctor()`.
 
 Packages are imported inside the checks: one that is missing, or does not load, is a finding and no crash.
 """
@@ -36,14 +36,14 @@ HUB_SECONDS = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and how it stands."""
+    """A check's result."""
 
     what: str
     ok: bool | None
-    """None: a gap that training gets along with. False: training can't work, or would be wrong."""
+    """None: a gap that does not prevent training. False: training can't work, or would be wrong."""
     says: str
     fix: str = ""
-    """The command, or the deed, that closes the gap."""
+    """The command or action that closes the gap."""
 
     def __str__(self) -> str:
         mark = {True: "ok", None: "--", False: "NO"}[self.ok]
@@ -55,7 +55,7 @@ _CHECKS: list[Callable[[], list[Finding]]] = []
 
 
 def check(what: str, vital: bool = False) -> Callable[[Callable[[], Iterator[Finding]]], Callable[[], list[Finding]]]:
-    """Register a check. Whatever goes wrong inside becomes its finding; a `vital` one's failure means no training."""
+    """Register a check. An exception inside becomes its finding. If a `vital` check fails, training can't work."""
     def register(look: Callable[[], Iterator[Finding]]) -> Callable[[], list[Finding]]:
         def safe() -> list[Finding]:
             try:
@@ -71,7 +71,7 @@ def check(what: str, vital: bool = False) -> Callable[[Callable[[], Iterator[Fin
 
 
 def findings() -> Iterator[Finding]:
-    """Look at everything, in order; takes some seconds, downloads nothing, never raises."""
+    """Run every check, in order. It takes some seconds, downloads nothing, and never raises."""
     for look in _CHECKS:
         yield from look()
 
@@ -80,7 +80,7 @@ VERDICTS = "Training works here.", "Training can't work here yet"
 
 
 def doctor() -> None:
-    """Print what this machine can do, and how to mend what it can't.
+    """Print what this machine can do, and how to close each gap.
 
     >>> doctor()                                            # doctest: +ELLIPSIS
     ok  Python ...
@@ -91,7 +91,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The command: exit code 1 where training can't work."""
+    """The command: exit code 1 if training can't work."""
     sys.exit(not report(findings(), *VERDICTS))
 
 
@@ -304,7 +304,7 @@ def _adapter_gradients(policy: Policy, problem: Problem) -> list[Any]:
 
 @check("vLLM")
 def _vllm() -> Iterator[Finding]:
-    """Whether it samples, and from the distribution that the trainer computes."""
+    """Whether vLLM samples, and from the trainer's distribution."""
     from hapo_lab.engines.vllm_engine import TO_INSTALL, VllmEngine, installed
     from hapo_lab.policy.agreement import engine_differs
     from hapo_lab.policy.models import load_policy
@@ -362,7 +362,7 @@ def _models() -> Iterator[Finding]:
 
 
 def _at_hand(name: str, preset: Preset, hub: bool) -> tuple[bool, str]:
-    """Whether a preset lies on this machine, and how to get it if not."""
+    """Whether a preset is on this machine, and how to get it if not."""
     from huggingface_hub import try_to_load_from_cache
 
     from hapo_lab.policy.models import cache_dir

@@ -1,4 +1,4 @@
-"""python -m hapo_lab experiment run | examine | pack | report FILE"""
+"""hapo-lab experiment run | examine | pack | report FILE"""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hapo_lab.runs.log import runs_folder
 
 
 def run_experiment(args: argparse.Namespace) -> None:
-    """Train what is missing of an experiment."""
+    """Train an experiment's missing trials."""
     _do(run, args, "run")
 
 
 def examine_experiment(args: argparse.Namespace) -> None:
-    """Look at the test problems, once for each trial."""
+    """Evaluate the test problems, once per trial."""
     _do(examine, args, "examine")
 
 
@@ -29,7 +29,8 @@ def pack_experiment(args: argparse.Namespace) -> None:
     experiment, path = load_experiment(args.file), packed(args.file)
     results = collect(experiment, _folder(experiment, args))
     if not any(outcome.planned for outcome in results.found):
-        sys.exit(f"there are no runs in {_folder(experiment, args)}: run the experiment first.")
+        sys.exit(f"{_folder(experiment, args)} holds no runs: run the experiment first "
+                 f"(hapo-lab experiment run {args.file}).")
     write(results, path)
     print(path)
 
@@ -44,10 +45,10 @@ def report_experiment(args: argparse.Namespace) -> None:
 
 
 def _results(experiment: Experiment, args: argparse.Namespace) -> Results:
-    """From the runs where they lie, else from what was packed."""
+    """From the runs if their folder exists, else from the packed file."""
     folder = _folder(experiment, args)
     if not folder.exists() and packed(args.file).exists() and not args.folder:
-        print(f"there are no runs in {folder}; this is from {packed(args.file)}")
+        print(f"{folder} holds no runs; these results are from {packed(args.file)}")
         return read(packed(args.file))
     return collect(experiment, folder)
 
@@ -58,9 +59,9 @@ def _do(what: Callable[[Experiment, Path, int | None], list[Failure]], args: arg
     try:
         failures = what(experiment, folder, args.processes)
     except Stopped:
-        sys.exit(f"stopped, and saved: python -m hapo_lab experiment {word} {args.file} goes on.")
+        sys.exit(f"stopped, and saved: hapo-lab experiment {word} {args.file} continues.")
     except KeyboardInterrupt:
-        sys.exit(f"stopped at once: python -m hapo_lab experiment {word} {args.file} goes on from the last checkpoints.")
+        sys.exit(f"stopped at once: hapo-lab experiment {word} {args.file} continues from the last checkpoints.")
     _list(failures, folder)
 
 
@@ -71,22 +72,22 @@ def _folder(experiment: Experiment, args: argparse.Namespace) -> Path:
 def _list(failures: list[Failure], folder: Path) -> None:
     if failures:
         lines = "\n".join(f"  {failure.trial.name}: {failure.cause}" for failure in failures)
-        sys.exit(f"{len(failures)} trials failed; the same command tries them again:\n{lines}")
+        sys.exit(f"{len(failures)} trials failed; a repeated command tries them again:\n{lines}")
     print(f"all done: {folder}")
 
 
 def add_experiment_commands(p: argparse.ArgumentParser) -> None:
     """The four commands, with their options and their help."""
     commands = p.add_subparsers(required=True, metavar="run | examine | pack | report")
-    for name, do, words in (("run", run_experiment, "train what is missing; a second call goes on"),
-                            ("examine", examine_experiment, "look at the test problems, once for each finished trial"),
+    for name, do, words in (("run", run_experiment, "train the missing trials; a repeated command continues"),
+                            ("examine", examine_experiment, "evaluate the test problems, once per finished trial"),
                             ("pack", pack_experiment, "keep the results in one small file beside FILE"),
-                            ("report", report_experiment, "table, CSV and pictures")):
+                            ("report", report_experiment, "write tables, CSV and pictures, of the runs or of packed results")):
         p = commands.add_parser(name, help=words)
         p.set_defaults(run_command=do)
-        p.add_argument("file", type=Path, help="TOML")
-        p.add_argument("--folder", type=Path, help="of its runs; default: $HAPO_LAB_RUNS/experiments/NAME, or runs/...")
+        p.add_argument("file", type=Path, help="the experiment's TOML file")
+        p.add_argument("--folder", type=Path, help="folder of its runs; default: $HAPO_LAB_RUNS/experiments/NAME, or runs/...")
         if name == "report":
-            p.add_argument("--out", type=Path, help="default: report/NAME")
+            p.add_argument("--out", type=Path, help="output folder; default: report/NAME")
         elif name != "pack":
-            p.add_argument("--processes", type=int, help="trials at a time; default: the cores, or 1 on a GPU")
+            p.add_argument("--processes", type=int, help="trials at a time; default: one per core, or 1 on a GPU")

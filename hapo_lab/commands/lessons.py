@@ -1,4 +1,4 @@
-"""The lessons as files of one's own: `hapo-lab lessons DIR`."""
+"""Copies of the lessons: `hapo-lab lessons DIR`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hapo_lab.reproducibility.kit import LESSONS, installed_version
 
 
 def lessons(args: argparse.Namespace) -> None:
-    """Write the notebooks to a folder, and say what to start next."""
+    """Write the notebooks to a folder, and print the next command."""
     notebooks = write_lessons(args.folder)
     start = f"jupyter lab {shlex.quote(str(args.folder))}"
     missing = "" if installed_version("jupyterlab") else "python -m pip install jupyterlab, then "
@@ -19,7 +19,7 @@ def lessons(args: argparse.Namespace) -> None:
 
 
 def write_lessons(folder: Path) -> list[Path]:
-    """Copy the notebooks to a folder, which is made if need be; a copy that is there already stays.
+    """Copy the notebooks to a folder, which is created if missing. An existing copy stays.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def write_lessons(folder: Path) -> list[Path]:
     copies = {folder / path.name: path.read_bytes() for path in sorted(LESSONS.glob("*.ipynb"))}
     try:
         if changed := [path.name for path, content in copies.items() if path.exists() and path.read_bytes() != content]:
-            raise ValueError(f"{folder} holds another {', '.join(changed)} already: rename it, or choose another folder.")
+            raise ValueError(f"{folder} holds a changed {', '.join(changed)}: rename it, or choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in copies.items():
             if not path.exists():

@@ -1,4 +1,4 @@
-"""Whether this kit computes a model right, without training it: `python -m hapo_lab doctor --model NAME`."""
+"""A check that this kit computes a model right, without training it: `hapo-lab doctor --model NAME`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SURPRISE = 1e-4
 
 
 def findings(name: str, tokens: int, quantize: bool = True, template: dict | None = None) -> Iterator[Finding]:
-    """Look at a model, in order; loads it, samples a little, and moves its new adapter."""
+    """Check a model, in order. It loads the model, samples a little, and moves its new adapter."""
     try:
         policy = load_policy(name, quantize=quantize, template=template)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""python -m hapo_lab plan RECIPE: what a training needs, before it starts."""
+"""hapo-lab plan RECIPE: a training's memory and time, before it starts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hapo_lab.policy.rates import Rates, compute_dtype, measured
 from hapo_lab.training.config import Config
 
 PROMPT = 256
-"""Tokens of a prompt, where nobody has said how long they are."""
+"""Tokens of the longest prompt, by default."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is planned."""
+    """A training to plan."""
 
     shape: Shape
     config: Config
@@ -30,7 +30,7 @@ class Job:
     rank: int = 16
     gpu: bool = True
     width: int = 2
-    """Bytes of a number that is computed with."""
+    """Bytes per number in the computing dtype."""
 
     @property
     def length(self) -> int:
@@ -48,19 +48,19 @@ class Job:
         return self.config.prompts * self.config.group_size
 
     def needs(self, rows: int) -> Needs:
-        """With so many completions sampled together."""
+        """The memory needed if `rows` completions are sampled together."""
         budget = self.config.token_budget
         return needs(self.shape, quantize=self.quantize, rank=self.rank, width=self.width, copied=not self.gpu, rows=rows,
                      length=self.length, tokens=max(self.length, budget), checkpoint=self.length > budget,
                      process=0 if self.gpu else PROCESS)
 
     def together(self, free: int) -> int:
-        """How many completions the memory holds at a time; 0: not one."""
+        """Completions that the memory holds at a time; 0: none."""
         return min(max(free - self.needs(0).rollouts, 0) // row_bytes(self.shape, self.length, self.width), self.rows)
 
 
 def plan_recipe(args: argparse.Namespace, job: Job) -> None:
-    """Print what it needs, what doesn't fit, and which number to change; exit code 1 where it doesn't fit."""
+    """Print the needs, the parts that do not fit, and the option to change. Exit code 1 if a part does not fit."""
     device = default_device()
     free = int(args.memory * GIB) if args.memory else memory_available(device)
     dtype = compute_dtype(device, job.shape.hidden)
@@ -69,7 +69,7 @@ def plan_recipe(args: argparse.Namespace, job: Job) -> None:
     if wrong := misfits(job, free):
         sys.exit("\n".join(wrong))
     if args.memory:
-        print("How long a step takes is measured on the machine itself: leave out --memory there.")
+        print("A step's time needs that machine's own rates: run the command there, without --memory.")
     else:
         print(hours(job, measured(device, dtype), -(-job.rows // job.together(free))))
 
@@ -91,7 +91,7 @@ def memory_table(job: Job, free: int) -> list[str]:
 
 
 def misfits(job: Job, free: int) -> list[str]:
-    """What does not fit, and what to change; [] where all does."""
+    """A sentence per part that does not fit, with the option to change; [] if all fits."""
     found = []
     if not job.together(free):
         fixed = job.needs(0).rollouts
@@ -107,7 +107,7 @@ def misfits(job: Job, free: int) -> list[str]:
 
 
 def hours(job: Job, rates: Rates, batches: int) -> str:
-    """How long a step takes at the very least: at this machine's own rates, and with every completion of full length.
+    """The least time of a step: at this machine's own rates, with every completion of full length.
 
     In each batch a token costs one reading of the weights, or its computation if that takes longer.
     """
@@ -118,7 +118,7 @@ def hours(job: Job, rates: Rates, batches: int) -> str:
     seconds = sampling + passes * 2 * parameters * (tokens + job.config.prompts * job.prompt_tokens) / rates.flops
     return (f"A step samples and trains up to {tokens:,} tokens. At this machine's rates ({rates.flops / 1e12:.2f} TFLOP/s, "
             f"{rates.bytes_per_second / 1e9:.0f} GB/s) that is {_time(seconds)}, and {_time(seconds * job.config.steps)} for "
-            f"{job.config.steps} steps. Nothing reaches these rates: reckon with two to ten times as much.")
+            f"{job.config.steps} steps. No step reaches these rates: expect two to ten times as long.")
 
 
 def _time(seconds: float) -> str:
@@ -126,10 +126,10 @@ def _time(seconds: float) -> str:
 
 
 def shape_of(model: str) -> Shape:
-    """Of a model by name; ValueError if its config can't be had."""
+    """A model's shape, by name. ValueError: its config can't be read."""
     if model in PRESETS:
         return PRESETS[model].shape
     try:
         return Shape.of(AutoConfig.from_pretrained(model_source(model)))
     except OSError as error:
-        raise ValueError(f"model {model!r}: its config can't be had ({str(error).splitlines()[0]}).") from None
+        raise ValueError(f"model {model!r}: its config can't be read ({str(error).splitlines()[0]}).") from None

@@ -10,14 +10,14 @@ from hapo_lab.notebook.quiz import QUESTIONS, Question, question, summary
 
 
 def add_quiz_options(p: argparse.ArgumentParser) -> None:
-    """Of the command."""
+    """The options of `quiz`."""
     p.set_defaults(run_command=quiz)
     p.add_argument("numbers", type=int, nargs="*", metavar="NUMBER",
-                   help=f"of the questions, 1 to {len(QUESTIONS)}; default: all")
+                   help=f"numbers of the questions, 1 to {len(QUESTIONS)}; default: all")
 
 
 def quiz(args: argparse.Namespace) -> None:
-    """Ask, and say what an answer shows. Where nobody can answer, such as in a pipe, the questions are printed."""
+    """Ask the questions, and mark each answer. Without a terminal, such as in a pipe, only print them."""
     asked = {number: question(number) for number in args.numbers or range(1, len(QUESTIONS) + 1)}
     someone, marks = sys.stdin.isatty(), list[Mark]()
     try:
@@ -33,7 +33,7 @@ def quiz(args: argparse.Namespace) -> None:
 
 
 def _answered(one: Question) -> Mark:
-    """The mark of the first answer that can be read."""
+    """The mark of the first readable answer."""
     while (mark := one.check(input("> "))).right is None:
         print(mark)
     return mark

@@ -10,11 +10,11 @@ from typing import Any
 from hapo_lab.reproducibility import disk
 
 PAIRS = {"template": "template_arg", "task_options": "task_arg"}
-"""Tables of a recipe whose lines are the NAME=VALUE of an option."""
+"""A recipe's table -> the option that takes its lines as NAME=VALUE."""
 
 
 def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any]:
-    """Option -> value, of a recipe's file. Dashes may be underscores; a table is read as if its lines stood alone.
+    """Option -> value, from a recipe's file. Dashes may be underscores; the lines of a table count as lines of the file.
 
     ValueError, in one sentence, for a file that can't be read, an option that `train` does not have, and a value of another
     type.
@@ -27,7 +27,7 @@ def read_recipe(path: Path, options: Iterable[argparse.Action]) -> dict[str, Any
     flat = [pair for key, value in table.items() for pair in (value.items() if isinstance(value, dict) else [(key, value)])]
     given = {name.replace("-", "_"): value for name, value in flat}
     if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"{path} has {', '.join(unknown)}, which train does not have; it may have {', '.join(PAIRS)}, "
+        raise ValueError(f"{path} has {', '.join(unknown)}, which train does not take; it may have {', '.join(PAIRS)}, "
                          f"{', '.join(sorted(known))}.")
     return {name: _value(path, known[name], value) for name, value in given.items()} | pairs
 
@@ -40,5 +40,5 @@ def _value(path: Path, action: argparse.Action, value: Any) -> Any:
             raise ValueError(f"{path}: {action.dest} is {value!r}; it must be a name, or a list of names.")
         return several
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
-        raise ValueError(f"{path}: {action.dest} is {value!r}; it must be of the kind {wanted.__name__}.")
+        raise ValueError(f"{path}: {action.dest} is {value!r}; it must be of type {wanted.__name__}.")
     return wanted(value)

@@ -1,4 +1,4 @@
-"""python -m hapo_lab report RUN ..."""
+"""hapo-lab report RUN ..."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def report(args: argparse.Namespace) -> None:
             print(f"note: these runs learned different tasks ({', '.join(tasks)}): their success rates can't be compared")
         elif len(exams) > 1:
             print(f"note: these runs hold out different problems (task seeds {', '.join(map(str, exams.values()))}); "
-                  "train with one --task-seed to compare them on the same")
+                  "train them with one --task-seed to compare them")
         path = args.out / "comparison.png"
         path.write_bytes(to_png(comparison_figure(logs)))
         print(path)

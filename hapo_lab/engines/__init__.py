@@ -1,1 +1,1 @@
-"""What samples rollouts: transformers, and vLLM in a process of its own."""
+"""The engines that sample rollouts: transformers, and vLLM in its own process."""

@@ -1,4 +1,4 @@
-"""Engines by name, and which of them pays."""
+"""Engines by name, and the choice among them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ been measured on a GPU: so it is taken where it saves twice its start."""
 
 
 def engine_for(wanted: str, policy: Policy, steps: int, tokens: int, log: Path | None = None) -> Engine:
-    """The engine of that name; "auto": vLLM where it is installed, can serve the adapter, and saves more time than it costs in
-    so many steps of so many tokens.
+    """The engine of that name; "auto": vLLM if it is installed, can serve the adapter, and saves more time than it costs in
+    these `steps` of these `tokens`.
 
-    ValueError for another name, or if vLLM is wanted and can't be had.
+    ValueError: another name, or vLLM is asked for and missing.
     """
     if wanted not in ENGINES:
         raise ValueError(f"engine is {wanted!r}; choose one of {', '.join(ENGINES)}.")

@@ -1,4 +1,4 @@
-"""What an engine is: it draws completions from the present policy."""
+"""The protocol of engines, which draw completions from the present policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hapo_lab.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn: from the policy's softmax at a temperature, and from nothing else.
+    """How completions are drawn: from the policy's softmax at a temperature, without any other rule.
 
     >>> Sampling(max_new_tokens=28)
     Sampling(max_new_tokens=28, temperature=1.0)
@@ -38,21 +38,21 @@ class Completion:
     """
 
     ids: tuple[int, ...]
-    """Its tokens, the end-of-turn token included if it was reached."""
+    """The tokens, with the end-of-turn token if it was reached."""
     text: str
     """Decoded, without special tokens."""
     logps: tuple[float, ...]
-    """The engine's log-probability of each token, under the distribution it sampled from; empty if the engine tells none."""
+    """The engine's log-probability of each token, under its sampling distribution; empty if the engine gives none."""
     finished: bool
     """False: cut at the length limit."""
 
 
 class EngineError(RuntimeError):
-    """An engine can't answer, in words. The policy is as it was."""
+    """An engine can't answer; the message says why. The policy is unchanged."""
 
 
 def completion(policy: Policy, ids: Sequence[int], logps: Sequence[float]) -> Completion:
-    """What an engine sampled. EngineError if it was sampled from nothing, that is from NaN."""
+    """An engine's sample as a `Completion`. EngineError: the log-probabilities are NaN."""
     if math.isnan(sum(logps)):
         raise EngineError(f"{policy.name} gives NaN for log-probabilities, computing in {policy.model.dtype}: its weights are "
                           "broken or its activations overflow, so go back to a sound adapter, or to a device that computes "
@@ -61,7 +61,7 @@ def completion(policy: Policy, ids: Sequence[int], logps: Sequence[float]) -> Co
 
 
 class Engine(Protocol):
-    """Whatever draws completions from the present policy.
+    """Draws completions from the present policy.
 
     >>> class Echo:
     ...     name = "echo"
@@ -75,13 +75,13 @@ class Engine(Protocol):
     """
 
     name: str
-    """For the reader of run.json."""
+    """The engine's name in run.json."""
 
     def sync(self) -> None:
         """Take over the policy's present weights."""
 
     def sleep(self) -> None:
-        """Let go of what only sampling needs, until the next `sync`: an update follows, and wants the memory."""
+        """Free the memory that only sampling needs, until the next `sync`: an update follows, and needs it."""
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """n completions for each prompt (token ids), in order; the same seed gives the same completions."""

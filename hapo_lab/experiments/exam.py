@@ -1,4 +1,4 @@
-"""The look at the test problems: success on each split, and how far the policy has come from its teacher's way."""
+"""The evaluation on test problems: success on each split, and the policy's distance from its teacher's way."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hapo_lab.training.evaluation import Evaluation, demonstrated, evaluate, tok
 
 HELD_OUT = "held out"
 SAMPLES = 8
-"""Completions of a test problem."""
+"""Completions per test problem."""
 IMITATOR = "sft"
-"""The method whose policy stands for the teacher's way."""
+"""The method whose policy represents the teacher's way."""
 
 
 def finished(run: Path) -> bool:
-    """Whether a trial has taken all its steps, and saved its adapter."""
+    """Whether a trial has taken all its steps and saved its adapter."""
     return (run / "adapter" / "adapter_config.json").exists()
 
 
@@ -49,7 +49,7 @@ def look(experiment: Experiment, trial: Trial, run: Path) -> None:
 
 
 def imitator_of(run: Path, trial: Trial) -> Path:
-    """The run that stands for the teacher's way beside a trial's."""
+    """The folder of the run that represents the teacher's way for a trial."""
     return run.parents[1] / replace(trial, method=IMITATOR).name
 
 
@@ -59,7 +59,7 @@ def _policy(experiment: Experiment, run: Path) -> Policy:
 
 @torch.no_grad()
 def teachers_way(policy: Policy, task: Task, exam: Evaluation, imitator: Policy | None = None) -> dict[str, float]:
-    """How far a policy's answers are from its teacher's.
+    """The distance of a policy's answers from its teacher's.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def teachers_way(policy: Policy, task: Task, exam: Evaluation, imitator: Policy 
     exam : Evaluation
         The policy's, of the problems to compare by.
     imitator : Policy, optional
-        One that was trained on the demonstrations alone.
+        A policy that was trained on the demonstrations alone.
 
     Returns
     -------
     dict
         "length" of an answer and "teacher_length" of a demonstration, in tokens, the turn's end included; "teacher_logp", the
         mean log p of a demonstration's token, in nats; with an imitator "kl", an estimate of KL(policy || imitator) in nats per
-        token of the answers. Without demonstrations the teacher's are missing.
+        token of the answers. Without demonstrations the teacher's entries are missing.
     """
     answers = [[r.ids for r in rollouts] for rollouts in exam.rollouts]
     found = {"length": _mean(torch.tensor([float(len(ids)) for group in answers for ids in group]))}

@@ -1,4 +1,4 @@
-"""An experiment as data: methods x tasks x seeds, one budget, and what was expected of it.
+"""An experiment as data: methods x tasks x seeds, one budget, and the expectation.
 
 Every trial of a seed sees the same problems in the same order, from the same new adapter. The task's held-out problems are kept
 away from training altogether: what is measured on the way is success on `validation`, the last of the training problems.
@@ -21,7 +21,7 @@ from hapo_lab.tasks.problem import Task, with_demonstrations
 from hapo_lab.training.config import TINY, Config
 
 BASE = "base"
-"""Stands among the trials for the untrained model."""
+"""The untrained model's name among the trials."""
 _LISTS = ("seeds", "rates", "tuning_seeds", "track")
 
 
@@ -52,7 +52,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its folder, below the experiment's."""
+        """Its folder's name, below the experiment's."""
         run = f"{self.task}-{self.method}-{self.seed}"
         return f"tuning/{run}-{self.learning_rate:g}" if self.tuning else f"trials/{run}"
 
@@ -76,9 +76,9 @@ class Experiment:
     """
 
     name: str
-    """Of its folder, and of its report."""
+    """The name of its folder and of its report."""
     expected: str
-    """The outcome that was expected, in words, written down before the runs."""
+    """The expected outcome in words, written before the runs."""
     methods: Mapping[str, Method]
     """By a short name."""
     tasks: Mapping[str, TaskSpec]
@@ -86,21 +86,21 @@ class Experiment:
     seeds: tuple[int, ...]
     model: str = "tiny"
     config: Config = TINY
-    """Of every trial, but for seed and learning rate."""
+    """The config of every trial, except seed and learning rate."""
     rates: tuple[float, ...] = ()
     """Learning rates that each method may choose from, per task; none: the config's."""
     tuning_seeds: tuple[int, ...] = ()
-    """What they choose by. None of these runs is reported."""
+    """Seeds of the runs that choose the rates. None of these runs is reported."""
     validation: int = 40
     """Training problems that are kept for choosing rates and for the curves."""
     task_seed: int = 0
-    """Of the draw of held-out problems: one split for all trials."""
+    """Seed of the draw of held-out problems: one split for all trials."""
     steps: Mapping[str, int] = field(default_factory=dict)
     """Method -> another number of steps than the config's."""
     engine: str = "transformers"
     """See `Trainer`."""
     track: tuple[str, ...] = ()
-    """Where each step's figures go as well: see `runs.trackers`."""
+    """Further places for each step's figures: see `runs.trackers`."""
 
     def __post_init__(self) -> None:
         say = f"experiment {self.name!r}"
@@ -129,8 +129,8 @@ class Experiment:
             raise ValueError(f"{say}: steps are given for {', '.join(unknown)}; its methods are {', '.join(self.methods)}.")
 
     def task(self, key: str, seed: int) -> Task:
-        """What a trial of a seed is given: `validation` in place of the held-out problems, demonstrations for a share of the
-        rest."""
+        """The task of a seed's trials: `validation` replaces the held-out problems, and a share of the rest has
+        demonstrations."""
         spec = self.tasks[key]
         whole = load_task(spec.base, self.task_seed)
         if not 0 < self.validation < len(whole.train):
@@ -146,13 +146,13 @@ class Experiment:
                        learning_rate=trial.learning_rate)
 
     def tuning(self) -> list[Trial]:
-        """The trials that rates are chosen by; none where there is nothing to choose."""
+        """The trials that choose the rates; none if there is no choice."""
         return [Trial(task, method, seed, rate, tuning=True)
                 for seed in self.tuning_seeds for task in self.tasks for method in self.methods for rate in self.rates]
 
     def trials(self, chosen: Mapping[tuple[str, str], float]) -> list[Trial]:
-        """The trials that are reported, with the rates that were chosen by (task, method). Seeds are outermost, so that
-        whatever is done covers all methods."""
+        """The reported trials, with the chosen rate per (task, method). Seeds are outermost, so that unfinished work covers
+        all methods."""
         return [Trial(task, method, seed, chosen.get((task, method), self.config.learning_rate))
                 for seed in self.seeds for task in self.tasks for method in self.methods]
 
@@ -164,8 +164,8 @@ class Experiment:
             "steps": dict(self.steps), **{name: list(getattr(self, name)) for name in _LISTS}}
 
     def differs(self, other: dict) -> list[str]:
-        """What keeps this experiment from going on where another one's description lies. More seeds, methods and tasks are no
-        difference."""
+        """The differences from a folder's description that forbid to continue there. Further seeds, methods and tasks are
+        allowed."""
         mine = self.described()
         other = other | {"methods": {key: _completed(method) for key, method in other["methods"].items()},
                          "config": asdict(Config()) | other["config"]}
@@ -178,13 +178,13 @@ class Experiment:
 
 
 def _completed(method: dict) -> dict:
-    """A method's description, with defaults for the fields that are younger than it."""
+    """A method's description, with defaults for newer fields."""
     whole = method_described(Method("")) | method
     return whole | {"then": whole["then"] and _completed(whole["then"])}
 
 
 def from_description(described: dict) -> Experiment:
-    """The experiment that `Experiment.described` described; ValueError if a part of it can't be had as it was."""
+    """The experiment that `Experiment.described` described; ValueError: a part of it can't be restored."""
     return Experiment(**described | {
         "methods": {key: method_from(method) for key, method in described["methods"].items()},
         "tasks": {key: TaskSpec(**spec) for key, spec in described["tasks"].items()}, "config": Config(**described["config"]),
@@ -197,7 +197,7 @@ def from_description(described: dict) -> Experiment:
 def load_experiment(path: str | Path) -> Experiment:
     """An experiment from a TOML file, as docs/experiments.md shows one.
 
-    ValueError, in one sentence, names the place of what can't be read or is not known.
+    ValueError, in one sentence, names the place of an unreadable or unknown entry.
 
     >>> with open("mine.toml", "w") as file:
     ...     print('expected = "HAPO learns"', 'methods = ["hapo", "grpo"]', 'tasks = ["sums"]', "seeds = 3", sep=chr(10),
@@ -252,7 +252,7 @@ def _refuse_unknown(where: str, given: Mapping[str, Any], known: Iterable[str]) 
 
 
 def _keyed(given: list[str] | dict[str, dict], what: str) -> list[tuple[str, dict]]:
-    """Names, or names with what is changed of each."""
+    """Names, or names with their changed fields."""
     if isinstance(given, list):
         if twice := sorted({name for name in given if given.count(name) > 1}):
             raise ValueError(f"{what} names {', '.join(twice)} twice.")
@@ -261,7 +261,7 @@ def _keyed(given: list[str] | dict[str, dict], what: str) -> list[tuple[str, dic
 
 
 def _seeds(given: int | list[int], first: int) -> tuple[int, ...]:
-    """So many, or these."""
+    """A number of seeds, or a list."""
     return tuple(range(first, first + given)) if isinstance(given, int) else tuple(given)
 
 

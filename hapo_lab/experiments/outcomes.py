@@ -1,4 +1,4 @@
-"""What a trial came to, in short: its curves, its budgets, and its success on test problems. Kept compressed, a line each."""
+"""A trial's outcome: its curves, its budgets, and its success on test problems. Stored compressed, one line each."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hapo_lab.runs.record import StepRecord
 
 AXES = {"steps": "steps", "tokens_sampled": "sampled tokens", "tokens_trained": "trained tokens", "seconds": "seconds",
         "teacher_samples": "demonstrations"}
-"""What a budget can be counted in."""
+"""The units of a budget."""
 CURVES = ("reward", "length", "cut", "teacher_samples", "tokens_sampled", "tokens_trained", "dead_before", "dead_after", "kl",
           "teacher_logp", "entropy")
 
 
 _SAMPLING = {"tokens_sampled": "tokens_sampled", "seconds": "seconds_rollout"}
-"""Budget -> the curve of what sampling takes of it."""
+"""Budget -> the curve of the part that sampling takes."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class Outcome:
 
     task: str
     method: str
-    """The experiment's short name of it."""
+    """The method's short name in the experiment."""
     name: str
-    """As it stands in figures."""
+    """The method's name in figures."""
     seed: int
     learning_rate: float
     planned: int
-    """Steps; fewer are there if the trial has not ended. 0: it has not begun."""
+    """Planned steps; 0: the trial has not begun."""
     manifest: dict
     """The run's, without the validation problems' names."""
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     """See `StepRecord`; and "seconds", evaluations left out, of which "seconds_rollout" went into rollouts."""
     validation: list[list[float]] = field(default_factory=list)
-    """[step, success] of each evaluation on the way."""
+    """[step, success] of each evaluation during training."""
     test: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Split -> problem -> success; {}: nobody has looked yet."""
+    """Split -> problem -> success; {}: not examined yet."""
     way: dict[str, float] = field(default_factory=dict)
     """See `teachers_way`."""
     failed: str = ""
-    """The cause."""
+    """The cause of a failure."""
 
     @classmethod
     def of(cls, trial: Trial, folder: Path) -> Outcome:
@@ -78,14 +78,13 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """All steps are there, and nothing failed."""
+        """Whether all steps were taken without a failure."""
         return not self.failed and len(self.curves.get("reward", ())) == self.planned > 0
 
     def budget(self, axis: str) -> np.ndarray:
         """(steps + 1,): what had been spent before the first step and after each, by an axis of `AXES`.
 
-        In a stage that learns nothing from its students they are sampled to be measured only: they cost it no tokens and no
-        time.
+        In a stage that does not learn from its students, they are sampled only for measurement, and cost no tokens and no time.
         """
         if axis == "steps":
             return np.arange(len(self.curves["reward"]) + 1.0)
@@ -97,13 +96,13 @@ class Outcome:
         return np.concatenate([[0.0], np.cumsum(spent)])
 
     def success(self, split: str = HELD_OUT) -> float:
-        """On the test problems of a split; before they were looked at, on validation problems at the last evaluation."""
+        """On the test problems of a split; before the examination, on validation problems at the last evaluation."""
         if self.test:
             return float(np.mean(list(self.test[split].values())))
         return float(self.validation[-1][1])
 
     def reached(self, level: float, axis: str) -> tuple[float, bool]:
-        """What it had spent when validation success first reached a level, and True; if it never did, all that it spent, and
+        """The budget spent when validation success first reached a level, and True; if it never did, the whole budget, and
         False."""
         spent = self.budget(axis)
         first = next((int(step) for step, success in self.validation if success >= level), None)
@@ -121,12 +120,12 @@ def _curves(steps: Sequence[StepRecord]) -> dict[str, list[float | None]]:
 
 @dataclass(frozen=True)
 class Results:
-    """What an experiment came to."""
+    """An experiment's outcomes."""
 
     found: list[Outcome]
-    """Of its trials as far as they have come, in their order; the tuning ones are left out."""
+    """The outcomes of its reported trials so far, in order."""
     base: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Task -> split -> the base model's success; tasks that nobody has looked at are missing."""
+    """Task -> split -> the base model's success; unexamined tasks are missing."""
 
 
 def collect(experiment: Experiment, folder: str | Path) -> Results:
@@ -162,7 +161,7 @@ def shipped(name: str) -> Results:
 
 
 def packed(file: Path) -> Path:
-    """Where the results of an experiment's file are kept: beside it."""
+    """The file of an experiment's packed results, beside its TOML file."""
     return file.with_suffix(".jsonl.gz")
 
 

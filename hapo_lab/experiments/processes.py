@@ -1,7 +1,7 @@
-"""An experiment's trials, as many at a time as there are cores, each a process of its own.
+"""An experiment's trials, one per core at a time, each in its own process.
 
-A trial that is stopped or killed goes on where its last checkpoint left it, when the experiment is run again. What fails is
-written down, listed, and tried again the next time.
+A stopped or killed trial continues from its last checkpoint when the experiment is run again. A failed trial is recorded,
+listed, and tried again the next time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ PRELOAD = ["hapo_lab.experiments.processes", "transformers.models.llama.modeling
 
 
 class Stopped(Exception):
-    """By Ctrl-C. Every trial has finished its step and saved."""
+    """Ctrl-C was pressed. Every trial has finished its step and saved."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A trial that ended otherwise than it should."""
+    """A failed trial."""
 
     trial: Trial
     cause: str
@@ -66,27 +66,27 @@ def refuse_another(experiment: Experiment, folder: Path) -> None:
 
 
 def run(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
-    """Every trial that is not finished yet: first those that learning rates are chosen by, then those that are reported.
+    """Run every unfinished trial: first those that choose the learning rates, then those that are reported.
 
     Parameters
     ----------
     experiment : Experiment
     folder : path
-        Is made, or goes on.
+        Created, or continued.
     processes : int, optional
-        At a time. Default: a CPU's cores; 1 on a GPU, where trials would share its memory.
+        Trials at a time. Default: one per core; 1 on a GPU, where trials would share its memory.
 
     Returns
     -------
     list of Failure
-        What did not end as it should; another call tries it again.
+        The failed trials; another call tries them again.
 
     Raises
     ------
     ValueError
-        Another experiment lies there; too little memory for so many processes.
+        The folder holds another experiment; too little memory for so many processes.
     Stopped
-        Ctrl-C: the same call goes on.
+        Ctrl-C; the same call continues.
     """
     folder = Path(folder)
     processes = _affordable(experiment.model, processes)
@@ -103,8 +103,8 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
 
 
 def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
-    """Look at the held-out problems and at those from elsewhere, with every finished trial that has not been looked at, and
-    with the base model. A trial whose imitator (`exam.IMITATOR`) is still to come waits for it."""
+    """Evaluate every finished trial that has not been examined, and the base model, on the held-out problems and on those
+    from elsewhere. A trial whose imitator (`exam.IMITATOR`) is unfinished waits for it."""
     folder, processes = Path(folder), _affordable(experiment.model, processes)
     prepare(experiment, folder)
     trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)
@@ -139,7 +139,7 @@ def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]
 
 
 def train(experiment: Experiment, trial: Trial, run: Path) -> None:
-    """A trial's steps, or those that are left. It ends early, saved, when it is asked to stop or its parent is gone."""
+    """Take a trial's remaining steps. It ends early, saved, when asked to stop or when its parent process is gone."""
     trainer = Trainer(load_policy(experiment.model, seed=trial.seed), experiment.task(trial.task, trial.seed),
                       experiment.methods[trial.method], experiment.config_of(trial), folder=run, resume=True,
                       engine=experiment.engine)
@@ -254,7 +254,7 @@ def _context(device: torch.device) -> Any:
 
 
 def _step(run: Path) -> int:
-    """How far a trial is."""
+    """The number of steps that a trial has taken."""
     with contextlib.suppress(OSError):
         return (run / "steps.jsonl").read_bytes().count(b"\n")
     return 0
@@ -290,7 +290,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
 
 def _affordable(model: str, processes: int | None) -> int:
-    """How many at a time; ValueError if they don't fit into memory."""
+    """The number of processes at a time. ValueError: they do not fit into memory."""
     device = default_device()
     number = (1 if device.type == "cuda" else os.cpu_count() or 1) if processes is None else processes
     if number < 1:

@@ -1,4 +1,4 @@
-"""What seeds allow to be said: interquartile means, probabilities of improvement and profiles, with intervals.
+"""Statistics over seeds: interquartile means, probabilities of improvement and profiles, with intervals.
 
 By `rliable` (Agarwal et al., 2021, arXiv 2108.13264): in its stratified bootstrap a method's seeds are drawn anew within each
 task. It is optional: `pip install "hapo_lab[compare]"`.
@@ -18,13 +18,12 @@ from hapo_lab.scoring.scores import Estimate
 
 RESAMPLES = 2000
 FALSE = 0.05
-"""The chance of a false verdict: in a whole column of a table, not in a row of it; of splits, in all their columns."""
+"""The chance of a false verdict in a whole column of a table, or in all columns of a table of splits."""
 
 
 def scores(found: Sequence[Outcome], split: str = HELD_OUT) -> dict[str, np.ndarray]:
-    """Method's name -> (seeds, tasks) success. Of each method those seeds that finished all of its tasks.
-
-    Once anybody has looked at test problems, runs that nobody has looked at are left out.
+    """Method's name -> (seeds, tasks) success. A method's seeds are those that finished all of its tasks. Once test problems
+    have been examined, unexamined runs are left out.
     """
     looked = any(o.test for o in found)
     return _by_seed([o for o in found if not looked or split in o.test], lambda o: o.success(split))
@@ -64,8 +63,8 @@ def middle_mean(scores: np.ndarray) -> float:
 def improvements(table: dict[str, np.ndarray], over: str, tables: int = 1) -> dict[str, Estimate]:
     """P(a run of the method beats one of `over`), averaged over tasks, a tie counting half, for each other method.
 
-    The intervals hold together at 95%: with m other methods each is one of 1 - 0.05 / m (Bonferroni); where so many `tables`
-    are read side by side, one of 1 - 0.05 / (m * tables).
+    The intervals hold together at 95%: with m other methods each has the level 1 - 0.05 / m (Bonferroni); if `tables` are
+    read side by side, 1 - 0.05 / (m * tables).
     """
     pairs = {name: (mine, table[over]) for name, mine in table.items() if name != over}
     return _estimates(_rliable(), pairs, lambda x, y: np.array([wins(x, y)]), len(pairs) * tables)
@@ -83,7 +82,7 @@ def wins(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def enough(runs: int, others: int = 1) -> bool:
-    """Whether so many runs on each side can differ, in one of so many comparisons.
+    """Whether this number of runs per side can differ at all, in one of `others` comparisons.
 
     A bootstrap of runs that do not overlap has no width at all, however few they are. The rank test then has
     p = 2 / C(2 runs, runs), of four against four 2 / 70.
@@ -95,14 +94,14 @@ def enough(runs: int, others: int = 1) -> bool:
 
 
 def verdict(improvement: Estimate, runs: int, others: int = 1) -> str:
-    """In words, and only what the interval carries. `runs`: of the smaller side; `others`: see `enough`."""
+    """The verdict that the interval supports, in words. `runs`: of the smaller side; `others`: see `enough`."""
     if not enough(runs, others):
         return "too few runs"
     return "better" if improvement.low > 0.5 else "worse" if improvement.high < 0.5 else "not told apart"
 
 
 def verdicts(table: dict[str, np.ndarray], over: str, tables: int = 1) -> dict[str, tuple[Estimate, str]]:
-    """Of each other method: `improvements`, and what that says in words. {} where `over` has no runs."""
+    """Each other method's `improvements` and verdict; {} if `over` has no runs."""
     won = improvements(table, over, tables) if over in table else {}
     return {name: (estimate, verdict(estimate, min(len(table[name]), len(table[over])), len(won) * tables))
             for name, estimate in won.items()}

@@ -1,1 +1,1 @@
-"""What lessons show and ask: dashboard, controls, explorables, exercises."""
+"""The lessons' parts: dashboard, controls, explorables, exercises."""

@@ -1,4 +1,4 @@
-"""What lesson 10 is given, so that a step of one's own needs nothing but HAPO: a student, a teacher, and a run log."""
+"""Lesson 10's student, teacher and run log, so that the learner writes only HAPO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hapo_lab.training.evaluation import demonstrated, draw
 
 
 class Student:
-    """A policy that tries problems, and is graded by the task's verifier.
+    """A policy that answers problems, graded by the task's verifier.
 
     >>> policy, task = load_policy("tiny"), load_task("sums")
     >>> student = Student(policy, task, n=4)
@@ -45,7 +45,7 @@ class Student:
         return prompt_ids(self._policy, problem)
 
     def sample(self, problems: Sequence[Problem]) -> list[list[Rollout]]:
-        """n rollouts of each problem, graded, from the policy as it is; others at each call."""
+        """n graded rollouts of each problem from the present policy; each call draws new ones."""
         self._asked += 1
         self._engine.sync()
         return [list(group) for group in draw(self._policy, self._engine, self._task, problems, self._n, self._sampling,
@@ -62,7 +62,7 @@ def teacher_of(policy: Policy, task: Task) -> Callable[[Problem], Rollout]:
 
 
 class Diary:
-    """Steps of one's own as a run log, kept in memory: `Dashboard(diary.log)` shows them."""
+    """The learner's steps as a run log in memory: `Dashboard(diary.log)` shows them."""
 
     def __init__(self, policy: Policy, task: Task, steps: int, rate: float):
         method = replace(HAPO, name="HAPO, your own")
@@ -72,7 +72,7 @@ class Diary:
 
     def add(self, problems: Sequence[Problem], sampled: Sequence[Sequence[Rollout]], taught: Sequence[Sequence[Rollout]],
             loss: float) -> None:
-        """Write down a step: what it sampled, what it learned from, and its loss. (The posteriors are the kit's.)"""
+        """Record a step: its groups as sampled and as updated on, and its loss. (The posteriors are the kit's.)"""
         drawn, _ = judge(HAPO.gate, [Group(p, tuple(g)) for p, g in zip(problems, sampled, strict=True)], {},
                          [0.5] * len(problems))
         groups = [_seated(group, after) for group, after in zip(drawn, taught, strict=True)]

@@ -1,4 +1,4 @@
-"""What a notebook's first cell calls: it installs what this kit needs and the machine lacks, as Colab's does some.
+"""For a notebook's first cell: it installs the packages that this kit needs and the machine lacks, such as Colab.
 
 Nothing here imports what it may have to install or remove.
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 from hapo_lab.reproducibility.kit import CHECKOUT, installed_version, requirements, tested
 
 LEFT_ALONE = ("torch", "numpy", "ipykernel", "ipywidgets")
-"""Never installed and never replaced: on Colab they fit the drivers, the running kernel and the front end."""
+"""Packages that are never installed nor replaced: on Colab they fit the drivers, the running kernel and the front end."""
 
 TORCHAO = "0.16"
 """Beside an older one than this, peft 0.21 adds no adapter to a layer that isn't quantized. Colab ships 0.10."""
 
 
 def prepare(*extras: str) -> None:
-    """Install what is missing, remove what peft refuses, and say so; say nothing where nothing is to do. Processes that a cell
-    starts will find a checkout that isn't installed.
+    """Install missing packages and remove those that peft refuses, with a message; without a message if there is nothing to
+    do. Processes that a cell starts will find a checkout that isn't installed.
 
-    `extras`: optional parts of the kit that a lesson needs as well, such as "compare".
+    `extras`: optional parts of the kit that a lesson needs, such as "compare".
 
     Raises
     ------
@@ -44,7 +44,7 @@ def prepare(*extras: str) -> None:
 
 
 def missing(*extras: str) -> list[str]:
-    """For pip: what isn't there in a version that this kit works with, each in the version that it was tested with."""
+    """For pip: the packages without a working version here, each in the tested version."""
     from packaging.requirements import Requirement
     return [tested().get(wanted.name, str(wanted)) for wanted in map(Requirement, requirements(*extras))
             if wanted.name not in LEFT_ALONE

@@ -1,4 +1,4 @@
-"""Controls over a training that runs in the background: pause, step, stop, and the gate's numbers, while one looks."""
+"""Live controls over a training in the background: pause, step, stop, and the gate's numbers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ NOT_IN_COLAB = ("Colab shows nothing that a background thread draws: train in a 
 
 
 class Controls:
-    """Starts a training in the background where a cell shows it, with buttons and sliders; the cell returns at once.
+    """Starts a training in the background when a cell shows it, with buttons and sliders. The cell returns at once.
 
         live = Controls(trainer)
         display(live)
 
-    A moved slider answers with its decision ladder at once, and acts from the next step on: an event of the run log, and
-    a mark in the picture. When the training ends, its last picture stays in the notebook. `run` is what drives it.
+    A moved slider shows its decision ladder at once, and acts from the next step on. It is an event of the run log, and a
+    mark in the picture. When the training ends, its last picture stays in the notebook. `run` is what drives it.
 
     Parameters
     ----------
     trainer : Trainer
-        If its gate has no prior and threshold, there are the buttons only.
+        If its gate has no prior and threshold, only the buttons appear.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class Controls:
             self._show_ladder(gate)
 
     def start(self) -> None:
-        """Train, or go on: what showing it in a cell does."""
+        """Train, or continue. Showing the controls in a cell does this."""
         if not self.run or not self.run.thread.is_alive():
             self.run = Run(self.trainer, self._tell)
 
@@ -93,7 +93,7 @@ class Controls:
         self.ladder.value = explorables.ladder_html(gate, trials, state=self.trainer.gate_state)
 
     def _safely(self, act: Callable[[], object]) -> None:
-        """An exception in a callback would reach no reader."""
+        """Show an exception of a callback, which would otherwise reach no reader."""
         try:
             act()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The live display: one picture that is redrawn in its place, or one line of text where no notebook shows it."""
+"""The live display: one picture, redrawn in place, or one line of text outside a notebook."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ if TYPE_CHECKING:
     from hapo_lab.training.trainer import Trainer
 
 SHORTEST_INTERVAL = 0.5
-"""Seconds between two pictures, at least ..."""
+"""The least number of seconds between two pictures."""
 SHARE, SHARE_OF_SHORT = 0.03, 0.2
 """... and so many that drawing takes no more of the time than this; of a run of two minutes or less, which is over before
 it has been seen, more."""
 
 
 class Dashboard:
-    """Shows a run while it trains. It appears where it is entered, or first updated; its last frame stays.
-
-    A display that fails says so once, on stderr, and training goes on.
+    """Shows a run while it trains. It appears when it is entered or first updated, and its last frame stays. A display that
+    fails says so once, on stderr, and training continues.
 
     Parameters
     ----------
     source : Trainer or RunLog
-        What to show.
+        The run to show.
     panels : int
         6, or 2 for a first look; see `training_figure`.
 
@@ -59,7 +58,7 @@ class Dashboard:
 
     @property
     def log(self) -> RunLog:
-        """The run that is shown."""
+        """The log of the shown run."""
         return self._source if isinstance(self._source, RunLog) else self._source.log
 
     def __enter__(self) -> Dashboard:
@@ -70,11 +69,11 @@ class Dashboard:
         self.close()
 
     def update(self, last: bool = False) -> None:
-        """Show the present state: the line at once, the picture when it is due; at the run's end, or if `last`, in any case."""
+        """Show the present state: the line at once, the picture when it is due. At the run's end, or if `last`, show both."""
         self._try(self._draw if self._notebook else self._write_line, last)
 
     def close(self) -> None:
-        """Show the last state, if it isn't there yet."""
+        """Show the last state, unless it is shown already."""
         self.update(last=True)
 
     def _draw(self, last: bool) -> None:
@@ -114,12 +113,12 @@ class Dashboard:
             if not self._failed:
                 self._failed = True
                 with suppress(Exception):
-                    print(f"the dashboard can't show the run ({type(error).__name__}: {error}); training goes on.",
+                    print(f"the dashboard can't show the run ({type(error).__name__}: {error}); training continues.",
                           file=sys.stderr)
 
 
 def watch(folder: str | Path) -> None:
-    """Show a run that another process writes, until it is complete or this is interrupted. ValueError if no run is there.
+    """Show a run that another process writes, until it is complete or you interrupt. ValueError: the folder holds no run.
 
     >>> watch(shipped_run("hapo-0").folder)                 # doctest: +ELLIPSIS
     step 30 of 30   student ...   held-out ...   teacher in ... groups   ... in all

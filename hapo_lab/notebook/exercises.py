@@ -1,4 +1,5 @@
-"""The checks of the lessons' exercises, by name: each takes an answer and says what is right, or which misconception it shows.
+"""The checks of the lessons' exercises, by name: each takes an answer and says whether it is right, or which misconception it
+shows.
 
 `exercises()` lists them.
 """

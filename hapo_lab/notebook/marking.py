@@ -1,4 +1,4 @@
-"""How an exercise is marked: an answer, in whatever form it comes, against the right one and against misconceptions.
+"""How an exercise is marked: an answer in any form, against the right one and against misconceptions.
 
 A check never raises. `exercises.py` hands them to the lessons.
 """
@@ -19,7 +19,7 @@ import torch
 
 @dataclass(frozen=True)
 class Mark:
-    """What a check says. `right` is None where there was no answer yet."""
+    """A check's result. `right` is None if there is no answer yet."""
 
     right: bool | None
     says: str
@@ -43,13 +43,13 @@ def exercises() -> list[str]:
 
 
 def exercise(check: Callable[..., Mark]) -> Callable[..., Mark]:
-    """Register a check, which is `safe` from then on."""
+    """Register a check, made `safe`."""
     _EXERCISES[check.__name__] = safe(check)
     return _EXERCISES[check.__name__]
 
 
 def safe(check: Callable[..., Mark]) -> Callable[..., Mark]:
-    """A check that keeps whatever goes wrong inside it from the reader."""
+    """A check whose own errors never reach the reader."""
     @wraps(check)
     def never_raises(answer: Any = ...) -> Mark:
         try:
@@ -71,7 +71,7 @@ def _trouble(error: Exception, answer: object) -> str:
 
 
 def is_open(answer: object) -> bool:
-    """Nothing, or something with a `...` left in it."""
+    """Whether an answer is missing, or still holds a `...`."""
     return answer is ... or answer is None or (isinstance(answer, tuple | list) and any(part is ... for part in answer))
 
 

@@ -1,4 +1,4 @@
-"""HAPO in fewer than 60 lines: what lesson 10 asks for, function by function.
+"""HAPO in fewer than 60 lines: lesson 10's solution, function by function.
 
 A rollout has `ids`, `reward` and `teacher` (`hapo_lab.Rollout`). A student has `sample(problems)`, `prompt(problem)` and a
 `model` (`hapo_lab.notebook.classroom.Student`). Shapes: N rollouts per group, B rollouts and L places per step.

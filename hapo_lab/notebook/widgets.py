@@ -1,8 +1,8 @@
 """Controls for the explorables of `explorables.py`: `widgets.gate_lab()` as a cell's last line shows it.
 
 The picture is an ordinary image output, redrawn in its place, so its last frame stays in the notebook; the line above it (the
-decision ladder, or a sentence where the settings mean nothing) is an output of its own, and answers first.
-Works with ipywidgets 7 and 8.
+decision ladder, or a sentence if the settings are invalid) is a separate output, and changes first. Works with ipywidgets 7
+and 8.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hapo_lab.runs.log import RunLog
 
 
 class Explorable:
-    """Controls, a line, and a picture that follow each other.
+    """Controls, a line, and a picture, kept in step.
 
     Parameters
     ----------
@@ -36,13 +36,13 @@ class Explorable:
         A widget, or a list of widgets, for each parameter of `draw`. The first slider is the one that a page without a kernel
         can move (`docs/hooks.py`).
     line : parameters -> HTML, optional
-        What answers at once, above the picture; it takes the parameters too.
+        The line above the picture, which changes at once.
     buttons : dict
-        Label -> what it does to the controls.
+        Label -> a function that sets the controls.
     rows : names of controls and labels of buttons
         Where they stand; by default in one row, which wraps as every row does.
 
-    `numbers` holds what the picture shows, and `sentence` what is wrong with the present settings ("": nothing).
+    `numbers` holds the picture's numbers, and `sentence` the error of the present settings ("" if they are valid).
     """
 
     def __init__(self, draw: Callable, controls: dict, line: Callable | None = None, buttons: dict[str, Callable] | None = None,
@@ -67,7 +67,7 @@ class Explorable:
 
     @property
     def parameters(self) -> dict:
-        """What the controls say now."""
+        """The present values of the controls."""
         return {name: tuple(w.value for w in control) if isinstance(control, list) else control.value
                 for name, control in self.controls.items()}
 
@@ -78,7 +78,7 @@ class Explorable:
         return line["text/html"], base64.b64decode(picture["image/png"]), picture["text/plain"]
 
     def refresh(self) -> None:
-        """Draw the present settings. Nothing that goes wrong leaves here but as one sentence."""
+        """Draw the present settings. An error appears as one sentence."""
         with self._lock:
             try:
                 self.sentence, parameters = "", self.parameters
@@ -128,7 +128,7 @@ class Explorable:
 
 
 def collapse() -> Explorable:
-    """Eight rewards to click, and the advantages that they make."""
+    """Eight rewards to click, and their advantages."""
     seats = [ipw.ToggleButton(description=f"seat {i}: 0", layout=ipw.Layout(width="84px")) for i in range(8)]
     for i, seat in enumerate(seats):
         def say(change: dict, i: int = i) -> None:
@@ -139,7 +139,7 @@ def collapse() -> Explorable:
 
 
 def dead_groups(success_rate: float = 0.05) -> Explorable:
-    """How often a group teaches nothing, by success rate and group size."""
+    """The probability of a dead group, by success rate and group size."""
     return Explorable(explorables.dead_groups, {"success_rate": _slider("success rate", success_rate, 0, 1, 0.01),
                                             "trials": _whole("N, rollouts", 8, 2, 64)})
 
@@ -156,7 +156,7 @@ def injection(successes: int = 0, step: int = 1) -> Explorable:
 
 
 def prior_pull(successes: int = 6) -> Explorable:
-    """The prior's tug-of-war with the group."""
+    """The posterior mean between the prior's and the group's, by their weights."""
     return Explorable(explorables.prior_pull, {"successes": _whole("S, right", successes, 0, 16),
                                            "trials": _whole("N, rollouts", 8, 2, 16), **gate_sliders()}, _ladder,
                       rows=[_GATE, ("successes", "trials")])
@@ -192,7 +192,7 @@ def clip_and_shape() -> Explorable:
 
 
 def purity_meter(kind: str = "beta") -> Explorable:
-    """How often the teacher comes, and what that does to the update."""
+    """The injection probability, and its effect on the update."""
     return Explorable(purity.meter, {
         "trials": _whole("N, rollouts", 8, 2, 64), "success_rate": _slider("success rate", 0.9, 0.01, 0.999, 0.001),
         "kind": ipw.Dropdown(description="gate", options=list(GATES), value=kind, style=_LABEL, layout=_WIDTH),
@@ -201,7 +201,7 @@ def purity_meter(kind: str = "beta") -> Explorable:
 
 
 def group_sizes() -> Explorable:
-    """How often the teacher comes to a student of one success rate, for every group size."""
+    """The injection probability at one success rate, for every group size."""
     return Explorable(purity.group_sizes, {
         "success_rate": _slider("success rate", 0.9, 0.8, 0.99, 0.01), "trials": _whole("N, rollouts", 8, 2, 128),
         **gate_sliders()}, purity.bar_line, rows=[("success_rate", "trials"), _GATE])
@@ -212,7 +212,7 @@ def group_sizes() -> Explorable:
 
 def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "luffy_matched"),
                  seeds: Sequence[int] = (0,)) -> Explorable:
-    """Which runs are looked at, and what two methods' difference is then."""
+    """A choice of runs, and two methods' difference in them."""
     every = sorted({o.seed for o in found if o.method in methods})
     marks = [ipw.ToggleButton(description=f"seed {seed}", value=seed in seeds, layout=ipw.Layout(width="74px"))
              for seed in every]
@@ -230,7 +230,7 @@ def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "
 
 
 def look_inside(log: RunLog) -> Explorable:
-    """Any group of any step: who said what, what it earned, who was replaced."""
+    """Any group of any step: completions, rewards, and the replaced rollout."""
     groups = len(log.steps[0].problems) if log.steps else 1
     return Explorable(lambda step, number: (inside.group_page(log, step, number)[0], {}),
                       {"step": _whole("step", 1, 1, max(len(log.steps), 1)), "number": _whole("group", 1, 1, groups)},
@@ -238,7 +238,7 @@ def look_inside(log: RunLog) -> Explorable:
 
 
 def scrub(log: RunLog) -> Explorable:
-    """Slide through a run, and ask another gate what it would have decided about the same groups."""
+    """Slide through a run, and see another gate's decisions about the same groups."""
     given, trials = log.gate(1), max(log.steps[0].trials) if log.steps else log.manifest["config"]["group_size"]
     start = BetaGate(**{k: v for k, v in given.items() if k != "kind"}) if given["kind"] == "BetaGate" else BetaGate()
     return Explorable(lambda step, **gate: inside.replay_figure(log, step, **gate),

@@ -1,4 +1,4 @@
-"""A run as ten seconds of moving picture: what the gate believes, what it does, and how the teacher leaves."""
+"""A run as ten seconds of animation: the gate's posteriors, its decisions, and the teacher leaving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bench in one picture and two tables: how often each model is right, by source, and in how many tries."""
+"""A bench in one picture and two tables: avg@k by source, and pass@k over k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment in pictures and in a table: what each method reached, what it spent, and what the seeds allow to be said."""
+"""An experiment in pictures and tables: each method's success and cost, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from hapo_lab.experiments.statistics import (
 from hapo_lab.pictures.style import Figure, dashes, end_labels, frame, grid, headline, inches, panel_title, style, to_png, write
 
 LEVEL = 0.8
-"""The success whose price is reckoned."""
+"""The success level whose cost is computed."""
 FIGURE_2 = ("hapo", "luffy_matched")
-"""Whom the paper's Figure 2 compares, by short name: LUFFY with all but its gate as HAPO has it."""
+"""The methods of the paper's Figure 2, by short name. LUFFY has HAPO's conventions, except the gate."""
 
 
 def budget_figure(found: Sequence[Outcome]) -> Figure:
     """Validation success over each budget: a line per method, the mean of its runs; over the steps with its 95% band.
 
-    Over another budget than steps a run's points lie where it had got to; the line joins the means of both.
+    Over a budget other than steps, a run's points lie at its own spending; the line joins the means of both.
     """
     figure, colours = Figure(), _colours(found)
     axes = grid(figure, 2, 3)
@@ -257,7 +257,7 @@ def split_table(found: Sequence[Outcome], base: Mapping[str, Mapping[str, float]
     return rows + [f"| {name} | " + " | ".join(cell(name, split) for split in splits) + " |" for name, _ in by_method(found)]
 
 
-WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, a token"}
+WAYS = {"length": "length, tokens", "teacher_logp": "log p of a demonstration's token", "kl": "KL to SFT's policy, per token"}
 
 
 def way_table(found: Sequence[Outcome]) -> list[str]:
@@ -276,7 +276,7 @@ def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
            base: Mapping[str, Mapping[str, float]] | None = None) -> list[Path]:
     """Write an experiment's tables (Markdown and CSV) and its pictures; returns the files. ValueError: nothing has finished.
 
-    Where it has several tasks, each has a table and a picture of its budgets, since a mean over tasks hides what differs.
+    With several tasks, each has a table and a picture of its budgets, because a mean over tasks hides differences.
     """
     if not scores(found):
         raise ValueError("no trial has finished: run the experiment first.")

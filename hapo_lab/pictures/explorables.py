@@ -1,6 +1,6 @@
 """The explorables: pure functions from parameters to (figure, numbers). `widgets.py` puts controls under them.
 
-A combination of parameters that means nothing raises a ValueError whose text is one sentence for the reader.
+An invalid combination of parameters raises a ValueError, whose text is one sentence for the reader.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def sentence_figure(text: str) -> Figure:
 
 
 def collapse(rewards: Sequence[float], scale: str = "none") -> tuple[Figure, dict]:
-    """Rewards of a group, and the advantages that they make."""
+    """A group's rewards and advantages."""
     r = torch.tensor(rewards, dtype=torch.float64)
     advantages, mean, std = group_advantages(r, scale), r.mean().item(), r.std().item()
     figure, (left, right) = cell_figure(1, 2)
@@ -119,7 +119,7 @@ def collapse(rewards: Sequence[float], scale: str = "none") -> tuple[Figure, dic
 
 
 def dead_groups(success_rate: float = 0.05, trials: int = 8) -> tuple[Figure, dict]:
-    """How often a group comes back with all rewards equal."""
+    """The probability that all rewards of a group are equal."""
     mu, dead = np.linspace(0, 1, 201), dead_probability(success_rate, trials)
     figure, (ax,) = cell_figure(1, 1)
     frame(ax, "the policy's success rate on this prompt", "share of dead groups")
@@ -160,7 +160,7 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
 
 def prior_pull(alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8, successes: int = 6, trials: int = 8,
                ) -> tuple[Figure, dict]:
-    """The posterior mean between what the prior holds and what the group says, each pulling with its weight."""
+    """The posterior mean between the prior's mean and the group's, by their weights."""
     example_group(successes, trials)
     gate = BetaGate(alpha, beta, threshold)
     c = gate.posterior(successes, trials).mean.item()
@@ -286,8 +286,8 @@ def value_and_gradient(objective: Callable[[torch.Tensor], torch.Tensor], p: np.
 
 
 def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Figure, dict]:
-    """A demonstration as the student hears it: each token's probability to it, and the gradient in log p of its objective
-    under F = p / (p + lam)."""
+    """A demonstration under the student: each token's probability, and the gradient in log p of its objective under F = p /
+    (p + lam)."""
     _, loudness = value_and_gradient(ratio(lam), p)
     figure, panels = cell_figure(2, 1, height=5.0)
     names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]

@@ -1,4 +1,4 @@
-"""Figures: pure functions of run logs and groups, the same live, in a notebook that loads a shipped run, and in a test."""
+"""Figures: pure functions of run logs and groups, for live runs, shipped runs and tests alike."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from hapo_lab.ssi import Group
 
 
 def training_figure(log: RunLog, panels: int = 6) -> Figure:
-    """A run. With 6 panels: student success, length and teacher samples over the steps (the paper's Figure 2, without what a
-    demonstration guided); the gate's posteriors now and over the steps; what the gate does at each S. With 2: success and
-    teacher samples, for a first look.
+    """A run. With 6 panels: student success, length and teacher samples over the steps (the paper's Figure 2, without the
+    demonstrations' trajectories); the gate's posteriors now and over the steps; the gate's decision at each S. With 2:
+    success and teacher samples, for a first look.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
 
 
 def advantages_in_words(rewards: torch.Tensor, advantages: torch.Tensor, teacher: torch.Tensor) -> str:
-    """Of a group: what the teacher, a right and a wrong rollout get."""
+    """The advantages of a group's teacher, right and wrong rollouts, in words."""
     if not advantages.any():
         return "Every advantage is 0: nothing to learn"
     parts = [(name, advantages[where][:1].tolist()) for name, where in

@@ -1,4 +1,4 @@
-"""Look inside a run, finished or not: its health, any group of any step, and what another gate would have decided."""
+"""Look inside a run, finished or not: its health, any group of any step, and another gate's decisions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hapo_lab.ssi import Group, known
 
 
 def health(log: RunLog) -> Figure:
-    """What tells a sound training from a sick one, over the steps: gradient norm, clip fraction, dead groups before and
+    """Signs of a sound training over the steps: gradient norm, clip fraction, dead groups before and
     after SSI, entropy, KL to the base, the teacher's log-probability and its share of the gradient's norm.
 
     Each sign has a verdict, by bounds of ours: `JUMP`, `CLIPPED`, `FALLEN`, `LINGERS`. The headline names those to watch.

@@ -34,7 +34,7 @@ from hapo_lab.theory.injection import (
 from hapo_lab.theory.purity_runs import LAST, PurityRun, outcome
 
 MU = 1 / (1 + np.exp(-np.linspace(-6.5, 6.5, 53)))
-"""Success rates for the curves, even in log odds: what happens near 1 is the question."""
+"""Success rates of the curves, evenly spaced in log odds, because the region near 1 matters."""
 TARGET = 0.01
 """Of the injection probability: the success rate from which on it stays below is the purity horizon."""
 
@@ -69,7 +69,7 @@ def meter_line(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", a
 
 def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha: float = 1.0, beta: float = 1.0,
           threshold: float = 0.8, visit: int = 1) -> tuple[Figure, dict]:
-    """How pure is the update? Injection probability, exact and by two bounds; relative bias and variance.
+    """The update's purity: injection probability, exact and by two bounds; relative bias and variance.
 
     `visit`, from 1, is how often a running posterior has met the prompt, or the step of a threshold that falls.
     """
@@ -115,7 +115,7 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
 
 @lru_cache(maxsize=64)
 def closed(trials: int) -> list[ExpectedGradient]:
-    """With the gate closed, at each of `MU`: the same for all gates, so that moving a slider need not reckon it again."""
+    """The update with the gate closed, at each of `MU`: the same for all gates, so a moved slider need not recompute it."""
     return [student(mu, trials, NeverGate()) for mu in MU]
 
 

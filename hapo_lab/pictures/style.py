@@ -1,4 +1,4 @@
-"""How every figure looks: colours, type, axes, and labels that keep out of each other's way.
+"""The style of every figure: colours, type, axes, and labels that do not overlap.
 
 Object-oriented matplotlib, never pyplot, every style given explicitly: figures may be drawn from any thread, and under
 anybody's rcParams.
@@ -25,7 +25,7 @@ from hapo_lab.runs.record import StepRecord
 
 @dataclass
 class Style:
-    """What all figures share."""
+    """The style that all figures share."""
 
     student: str = "#0072B2"
     teacher: str = "#D55E00"
@@ -35,7 +35,7 @@ class Style:
     right: str = "#DCDCDC"
     """... and one whose rollouts are all right: both are dead, for opposite reasons."""
     dead: str = "#999999"
-    """Where the teacher takes the only failure: the gate's injection makes the group dead."""
+    """The teacher replaces the only failure: the gate's injection makes the group dead."""
     threshold: str = "black"
     ink: str = "#222222"
     faint: str = "#666666"

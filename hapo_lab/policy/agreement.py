@@ -1,4 +1,4 @@
-"""Whether two ways to a token's log-probability agree: the kit's with the model's own, and an engine's with the kit's."""
+"""Checks that log-probabilities agree: the kit's with the model's own, and an engine's with the kit's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hapo_lab.policy.logprobs import completion_logprobs
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
 """The mean |difference of log p|, in nats, that rounding explains, by the dtype that the model computes in."""
 COMPARED = 256
-"""Tokens of an engine's that are looked at."""
+"""An engine's tokens that are compared, at most."""
 
 
 @torch.no_grad()
 def verify(model: Model, name: str) -> float:
-    """Compute random rollouts in a pack, in train mode, and side by side by the model itself, in eval mode; leave it there.
+    """Compute random rollouts in a pack, in train mode, and by the model itself, in eval mode. The model stays in eval mode.
 
-    Returns the mean difference of their log-probabilities, in nats. ValueError if rounding does not explain it, or if the model
+    Returns the mean difference of their log-probabilities, in nats. ValueError: rounding does not explain it, or the model
     can't compute a pack.
     """
     draw, vocabulary = random.Random(0), model.config.get_text_config().vocab_size
@@ -82,7 +82,7 @@ def engine_gap(model: Model, prompts: Sequence[Sequence[int]], drawn: Sequence[S
 
 
 def engine_differs(model: Model, gap: float | None) -> str:
-    """What an engine's gap means, in words; "" if rounding explains it."""
+    """The meaning of an engine's gap, in words; "" if rounding explains it."""
     tolerance = TOLERANCE[model.dtype]
     return "" if gap is None or gap <= tolerance else (
         f"the engine samples from another distribution than the trainer computes: their log-probabilities of the same tokens "

@@ -1,4 +1,4 @@
-"""Turns of a conversation as tokens: a prompt, a demonstration, what ends a turn, and a completion as text."""
+"""Turns of a conversation as tokens: a prompt, a demonstration, the end of a turn, and a completion as text."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ end. An answer begins a line, so that it has the same tokens there as alone."""
 
 
 def prepare(tokenizer: PreTrainedTokenizerBase, name: str, template: dict) -> bool:
-    """Give the tokenizer `PLAIN` if it has no chat template, and say so. Returns whether it got it.
+    """Give the tokenizer `PLAIN` if it has no chat template, with a warning. Returns whether it did.
 
-    ValueError if the template does not mention one of the arguments `template`: it would have no effect.
+    ValueError: the template does not mention one of the arguments `template`, which would have no effect.
     """
     plain = tokenizer.chat_template is None
     if plain:
@@ -65,7 +65,7 @@ def _closing(tokenizer: PreTrainedTokenizerBase, template: dict) -> int | None:
 
 
 def prompt_ids(policy: Policy, problem: Problem) -> list[int]:
-    """The problem through the chat template, ready for the policy's turn. ValueError if the template refuses its messages."""
+    """The problem's tokens by the chat template, ready for the policy's turn. ValueError: the template refuses its messages."""
     try:
         ids: Any = policy.tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True, return_dict=False,
                                                         **policy.template)
@@ -76,10 +76,8 @@ def prompt_ids(policy: Policy, problem: Problem) -> list[int]:
 
 
 def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int, ...] | None:
-    """The problem's demonstration, tokenised alone, and the end of its turn. None if there is none, or if that is longer than
-    the limit.
-
-    ValueError unless the tokens read as the text does. A space that the tokenizer puts before it is let pass.
+    """The problem's demonstration, tokenised alone, and the end of its turn. None: it is missing or longer than the limit.
+    ValueError: the tokens do not decode to the text. A leading space by the tokenizer is allowed.
     """
     text = problem.demonstration
     if text is None:
@@ -96,6 +94,6 @@ def demonstration_ids(policy: Policy, problem: Problem, limit: int) -> tuple[int
 
 
 def text_of(policy: Policy, ids: Sequence[int]) -> str:
-    """Tokens of the policy's turn as the verifier reads them: without special tokens and ends of turn, all else as it is."""
+    """The policy's turn as text for the verifier: without special tokens and ends of turn, otherwise unchanged."""
     said = [i for i in ids if i not in policy.ends]
     return str(policy.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,4 +1,5 @@
-"""What a causal language model's log-probabilities depend on: its head, what its layers see, and which models are refused."""
+"""The parts of a causal language model behind its log-probabilities: its head and its attention masks; and the refused
+models."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from hapo_lab.policy.allocator import large_tensors_apart
 Model = Any
 """A `PeftModel` or a transformers causal language model. (Both hand on attributes that their types don't tell.)"""
 LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that see nothing of another rollout in the same sequence."""
+"""Kinds of layers that can be kept from seeing another rollout in the same sequence."""
 LOCAL = ("attention_chunk_size", "attention_types", "attention_window_size", "block_size", "keep_window_size",
          "local_attention", "sliding_window_size", "window_size")
 """Fields by which a config tells of attention that is local in another way than `sliding_window`."""
@@ -43,7 +44,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Model) -> Head:
-        """A model's head; ValueError if it is no plain linear layer."""
+        """A model's head. ValueError: it is not a plain linear layer."""
         model = causal_lm(model)
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         if type(linear) is not torch.nn.Linear:
@@ -54,8 +55,7 @@ class Head:
 
 def attention_masks(config: PreTrainedConfig, visible: torch.Tensor, positions: torch.Tensor,
                     dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What is added to the attention scores: a mask, or one for each kind of layer, as `create_masks_for_generate` of
-    transformers hands them to the model.
+    """The additive attention masks: one, or one per kind of layer, as `create_masks_for_generate` of transformers makes them.
 
     A window of w tokens reaches back w - 1 positions, whatever lies between in the packed sequence.
 
@@ -92,13 +92,13 @@ def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def refuse_unknown(config: PreTrainedConfig, name: str) -> None:
-    """ValueError for a model that its config shows to be none that this kit computes right."""
+    """ValueError: by its config, this kit would not compute the model right."""
     text = config.get_text_config()
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     kinds = set(getattr(text, "layer_types", None) or ()) - LAYERS
     local = [field for field in LOCAL if getattr(text, field, None)]
     if config.is_encoder_decoder or model is None:
-        raise refusal(name, f"{config.model_type} is no decoder-only language model")
+        raise refusal(name, f"{config.model_type} is not a decoder-only language model")
     if model._is_stateful:
         raise refusal(name, f"{config.model_type} carries a state along the sequence, from one rollout of a pack to the next")
     if kinds:
@@ -142,7 +142,7 @@ def drop_dropout(model: torch.nn.Module) -> None:
 
 @contextmanager
 def checkpointing(model: Model) -> Iterator[None]:
-    """A forward pass in here keeps each layer's input for the backward pass, and computes the rest of the layer again then."""
+    """Within it, a forward pass keeps only each layer's input, and the backward pass computes the rest of the layer again."""
     lm = causal_lm(model)
     if lm.device.type == "cpu":
         large_tensors_apart()

@@ -98,19 +98,18 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
     Everything lies in one sequence: a prompt, its completions, the next prompt, ... Each token sees its own prompt and
     its own completion, at the position that it would have alone. So a group costs P + sum(C_i) tokens instead of
     N P + sum(C_i), nothing is padded, and the 4-bit weights are unpacked once. But its attention costs the square of all
-    these tokens, and a mask of that size. Long completions lie in rows of their own, each after its prompt, where that is
-    less work (`rows_pay`): the causal mask is enough there, and kernels that know of no other take the memory of a row's
-    length alone.
+    these tokens, and a mask of that size. Long completions get a row each, after their prompt, if that is less work
+    (`rows_pay`). There the causal mask is enough, and its kernels take memory in proportion to a row's length.
 
     Parameters
     ----------
     model : PeftModel or a transformers causal LM
-    prompts : token ids, one sequence a group
+    prompts : token ids, one sequence per group
     completions : for each prompt, the token ids of its completions, none of them empty
     temperature, entropy_gradient
         See `head_logprobs`.
     checkpoint : bool
-        Keep each layer's input alone for the backward pass: a few times less memory, for a forward pass more.
+        Keep only each layer's input for the backward pass: a few times less memory, for one more forward pass.
 
     Returns
     -------
@@ -130,7 +129,7 @@ def completion_logprobs(model: Model, prompts: Sequence[Sequence[int]], completi
 
 
 def rows_pay(shape: Shape, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> bool:
-    """Whether rows of their own are less work for these completions than one sequence. Never if that is short.
+    """Whether a row per completion is less work than one sequence. Never for short sequences.
 
     >>> shape = Shape(layers=30, hidden=576, inner=1536, queries=576, keys=192, vocabulary=49_152)
     >>> [rows_pay(shape, [[0] * 50], [[[0] * length] * 4]) for length in (24, 256, 512)]

@@ -1,4 +1,4 @@
-"""What fits into memory: a model's shape, and what training it takes, part by part."""
+"""Memory: a model's shape, and its training's needs, part by part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 CHUNK = 256
 """Tokens whose logits exist at one time."""
 PROCESS = 470 * 2**20
-"""Bytes that a process takes whatever the model: Python and its libraries."""
+"""Bytes of a process without a model: Python and its libraries."""
 PIECES = 1.4
 """On a CPU a pass takes so many times what it keeps: what it has freed lies between, in pieces too small to be of use. A pass
 with checkpoints gives it back (see `allocator`)."""
@@ -80,7 +80,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes, by part. Rollouts and update take turns: what one of them needs alone is free in the other."""
+    """Bytes, by part. Rollouts and update take turns: memory that only one of them needs is free in the other."""
 
     weights: int
     """In 4 bits, or as they are."""
@@ -93,7 +93,7 @@ class Needs:
     activations: int
     """In the update: what the largest pass keeps for its gradient."""
     process: int = 0
-    """What there is without a model."""
+    """The process without a model."""
 
     @property
     def rollouts(self) -> int:
@@ -113,12 +113,12 @@ class Needs:
 
 def needs(shape: Shape, *, quantize: bool = True, rank: int = 16, width: int = 4, copied: bool = True, rows: int = 0,
           length: int = 0, tokens: int = 512, checkpoint: bool = False, process: int = 0) -> Needs:
-    """What a training step needs.
+    """The memory of a training step.
 
     Parameters
     ----------
     width : int
-        Bytes of a number that is computed with: 4 in float32, 2 in bfloat16.
+        Bytes per number in the computing dtype: 4 in float32, 2 in bfloat16.
     copied : bool
         The kit's own engine samples from an unpacked copy of the weights, as it does on a CPU.
     rows, length : int

@@ -35,7 +35,7 @@ from hapo_lab.reproducibility.kit import DATA, RESTORE
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name: where it comes from, and its shape, from which memory is estimated."""
+    """A model by name: its source, and its shape, from which memory is estimated."""
 
     source: str
     """Its id on the Hugging Face hub, or the folder that it lies in."""
@@ -68,7 +68,7 @@ def cache_dir() -> Path:
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -90,21 +90,20 @@ def load_policy(name: str = "smollm2-135m", *, adapter: str | Path | None = None
     name : str
         A preset, a local folder, or a hub id. Safetensors only, no code from outside.
     adapter : folder, optional
-        A saved adapter to load, instead of a new one (B = 0: at first the policy is the base).
+        A saved adapter to load. Default: a new one with B = 0, with which the policy is the base.
     quantize : bool
-        False keeps the base in the compute dtype. Where bitsandbytes can't load, a warning says so and this
-        becomes False.
+        False keeps the base in the compute dtype. If bitsandbytes can't load, a warning says so and this becomes False.
     rank, lora_alpha, seed
-        Of a new adapter; the seed decides its A matrices.
+        A new adapter's rank, its scaling, and the seed of its A matrices.
     dtype : str, optional
-        That the base computes in: float32, bfloat16 or float16. Default: `rates.compute_dtype`.
+        The base's computing dtype: float32, bfloat16 or float16. Default: `rates.compute_dtype`.
     template : dict, optional
         Arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises
     ------
     ValueError
-        An unknown preset or dtype; too little memory; an argument that the chat template does not know; nothing that ends a
+        An unknown preset or dtype; too little memory; an argument that the chat template does not know; no token that ends a
         turn; a model whose log-probabilities this kit would not compute right.
 
     Examples
@@ -171,11 +170,11 @@ def keep_gradients_right(model: torch.nn.Module) -> None:
 
 
 def model_source(name: str) -> str:
-    """A local folder with the model of this name, or its hub id; prepares the embedded model where no hub is reached."""
+    """A local folder with the model of this name, or its hub id. Prepares the wheel's model if no hub is reached."""
     if name not in PRESETS:
         if Path(name).is_dir() or name.count("/") == 1:
             return name
-        raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder, and no hub id (owner/name).")
+        raise ValueError(f"model {name!r} is not a preset ({', '.join(PRESETS)}), a folder or a hub id (owner/name).")
     preset = PRESETS[name]
     if Path(preset.source).is_absolute() and not Path(preset.source).is_dir():
         raise ValueError(f"model {name!r} is not at {preset.source}; to get it back: {RESTORE}.")

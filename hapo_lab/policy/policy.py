@@ -1,4 +1,4 @@
-"""The policy: a frozen base with an adapter that is trained."""
+"""The policy: a frozen base with a trained adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hapo_lab.policy import decoder
 
 @dataclass(frozen=True)
 class Policy:
-    """What is trained: a frozen base with a LoRA adapter, its tokenizer, and where it computes. `load_policy` makes it.
+    """A policy: a frozen base with a LoRA adapter, its tokenizer, and its device. `load_policy` makes it.
 
     >>> policy: Policy = load_policy("tiny")
     >>> policy.name, policy.context, policy.tokenizer.decode(policy.ends[:1])
@@ -32,13 +32,13 @@ class Policy:
     template: dict = field(default_factory=dict)
     """Arguments of its chat template."""
     plain_template: bool = False
-    """Its tokenizer came without a chat template, and got `chat.PLAIN`."""
+    """Whether its tokenizer lacked a chat template, and got `chat.PLAIN`."""
     seed: int | None = None
-    """Of a new adapter's matrices; None: the adapter was loaded."""
+    """Seed of a new adapter's matrices; None: the adapter was loaded."""
     adapter: Path | None = None
-    """The folder that it was loaded from."""
+    """The folder of a loaded adapter."""
     threads: int = 1
-    """Of the processor, in training and evaluation: figures depend on their number in the last digits."""
+    """The number of the processor's threads in training and evaluation. The last digits of figures depend on it."""
 
     @property
     def device(self) -> torch.device:

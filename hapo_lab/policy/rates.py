@@ -1,4 +1,4 @@
-"""What a device can do, timed; and the dtype that models compute in there."""
+"""A device's measured rates, and its computing dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORTH = 1.5
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a device, in one dtype."""
+    """A device's rates in one dtype."""
 
     flops: float
     """Floating-point operations per second, in a product of two square matrices."""
@@ -35,11 +35,10 @@ def measured(device: torch.device, dtype: torch.dtype, size: int | None = None) 
 
 
 def compute_dtype(device: torch.device, hidden: int) -> torch.dtype:
-    """The dtype that a model of this hidden size computes in, unless it is said. LoRA, log-probabilities and optimizer are
-    float32 regardless.
+    """The default computing dtype of a model of this hidden size. LoRA, log-probabilities and optimizer are always float32.
 
     GPU: bfloat16 where the hardware has it, else float16. CPU: bfloat16 where that is `WORTH` while; float32 elsewhere, and for
-    a small model, whose figures are then the same on all machines. $HAPO_LAB_DTYPE says otherwise.
+    a small model, whose figures are then the same on all machines. $HAPO_LAB_DTYPE overrides it.
     """
     if asked := os.environ.get("HAPO_LAB_DTYPE"):
         return dtype_of(asked, "HAPO_LAB_DTYPE")

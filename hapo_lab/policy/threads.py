@@ -1,8 +1,8 @@
-"""How many of the processor's threads a policy computes with.
+"""The number of the processor's threads that a policy computes with.
 
 Threads that share a product of matrices wait for each other at its end. Beside another busy process one of them may have to
-wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step so: it computes on
-one thread. A larger one keeps its threads, and they wait turning for a moment only (`GOMP_SPINCOUNT`, set in
+wait for its turn on the processor, and all others with it. A model of small matrices spends most of a step waiting, so it
+computes on one thread. A larger one keeps its threads, and they spin only for a moment (`GOMP_SPINCOUNT`, set in
 `hapo_lab/__init__.py`). `benchmarks/neighbour.py` prints what both choices cost.
 """
 

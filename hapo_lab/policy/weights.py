@@ -14,7 +14,7 @@ def is_quantized(parameter: Any) -> bool:
 
 
 def shape_of(parameter: Any) -> torch.Size:
-    """Of a parameter's values."""
+    """The shape of a parameter's values."""
     return parameter.quant_state.shape if is_quantized(parameter) else parameter.shape
 
 

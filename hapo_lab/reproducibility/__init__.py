@@ -1,1 +1,1 @@
-"""What makes a run repeatable: files that survive a kill, seeds, parts by name."""
+"""Repeatable runs: files that survive a kill, seeds, parts by name."""

@@ -1,4 +1,4 @@
-"""This kit's methods, gates and shapings by name, and those of your own by "FILE.py:NAME"; methods as JSON, and back."""
+"""Methods, gates and shapings: this kit's by name, your own by "FILE.py:NAME"; methods as JSON, and back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hapo_lab.reproducibility import parts
 
 _PARTS: tuple[Any, ...] = (Method, Decay, *GATES.values(), ratio, probability, sqrt, log_probability, uncertain)
 PARTS = {part.__name__: part for part in _PARTS}
-"""What a run.json names: methods, gates and shapings of this kit."""
+"""This kit's methods, gates and shapings, by their names in run.json."""
 
 
 def get_method(name: str) -> Method:
-    """A method by its name, or one of your own from a file: "FILE.py:NAME".
+    """A method by its name, or your own from a file: "FILE.py:NAME".
 
     >>> get_method("luffy") == LUFFY
     True
@@ -30,16 +30,16 @@ def get_method(name: str) -> Method:
 
 
 def get_gate(name: str, **numbers: float) -> Gate:
-    """A gate by its name, or one of your own, "FILE.py:NAME": a class, or a gate that is made already.
+    """A gate by its name, or your own, "FILE.py:NAME": a class of gates, or a gate.
 
-    ValueError names what is not known: the gate, or a number that it doesn't have.
+    ValueError: an unknown gate, or a number that the gate lacks.
 
     >>> get_gate("running", discount=0.5)
     RunningGate(alpha=1.0, beta=1.0, threshold=0.8, discount=0.5)
     """
     gate = _get("gate", name, GATES)
     if missing := [what for what in ("decide", "chances") if not hasattr(gate, what)]:
-        raise ValueError(f"{name!r} is no gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
+        raise ValueError(f"{name!r} is not a gate: it has no {' and no '.join(missing)} (see hapo_lab.gates.Gate).")
     if unknown := numbers.keys() - numbers_of(gate):
         raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
     try:
@@ -49,14 +49,14 @@ def get_gate(name: str, **numbers: float) -> Gate:
 
 
 def get_shaping(name: str) -> Shaping:
-    """A shaping by its name, or one of your own, "FILE.py:NAME": a function, or an object that is called like one.
+    """A shaping by its name, or your own, "FILE.py:NAME": a function, or a callable object.
 
     >>> get_shaping("ratio")
     ratio(lam=0.1)
     """
     shaping = _get("shaping", name, SHAPINGS)
     if not callable(shaping):
-        raise ValueError(f"{name!r} is no shaping: it can't be called with log-probabilities.")
+        raise ValueError(f"{name!r} is not a shaping: it can't be called with log-probabilities.")
     return shaping() if isinstance(shaping, type) else shaping
 
 
@@ -69,13 +69,13 @@ def _get(what: str, name: str, known: Mapping[str, Any]) -> Any:
 
 
 def method_described(method: Method) -> dict:
-    """As JSON, for a run's run.json; `method_from` reads it."""
+    """A method as JSON, for run.json; `method_from` reads it."""
     described = parts.described(method)
     return {name: part for name, part in described.items() if type(method) is not Method or name != "kind"}
 
 
 def method_from(described: dict) -> Method:
-    """The method that `method_described` described; ValueError if a part of it can't be had as it was."""
+    """The method that `method_described` described. ValueError: a part of it can't be restored."""
     try:
         return parts.rebuilt({"kind": "Method"} | described, PARTS)
     except TypeError as error:  # of a part that takes other numbers than it was described with

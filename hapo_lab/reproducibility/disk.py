@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a power cut leaves the old or the new one, never half of one."""
+"""Writing files: a kill, a full disk or a power cut leaves the old or the new file, never half of one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """A file in the place of the one before, in one go."""
+    """Replace a file by a new one, atomically."""
     scratch = path.with_name(f"{path.name}.writing")
     try:
         write(scratch, content)
@@ -43,7 +43,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """At the end of a file; if there is no room for all of it, the file stays as it was."""
+    """Append to a file. If there is no room for all of it, the file stays unchanged."""
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
@@ -86,12 +86,12 @@ def rows(path: Path, start: int = 0) -> Iterator[tuple[int, dict]]:
 
 
 def lines(rows: list[dict]) -> bytes:
-    """Rows as JSON, one a line."""
+    """Rows as JSON, one per line."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def pack(path: Path, rows: list[dict]) -> None:
-    """Rows as JSON, one a line, compressed; the same rows make the same bytes."""
+    """Rows as JSON, one per line, compressed; the same rows make the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(lines(rows), mtime=0))
 
@@ -113,17 +113,17 @@ def sha256_of(content: bytes | memoryview) -> str:
 
 
 def why(error: OSError) -> str:
-    """What keeps a file from being read or written, in words."""
+    """The reason, in words, why a file can't be read or written."""
     return (error.strerror or str(error)).lower()
 
 
 def is_whole(path: Path, checksum: Path) -> bool:
-    """Whether a file is as it was when its checksum was written beside it."""
+    """Whether a file still matches the checksum beside it."""
     return checksum.exists() and path.exists() and sha256(path) == checksum.read_text()
 
 
 def read_toml(path: Path) -> dict:
-    """A TOML file; ValueError, in one sentence, if it can't be read."""
+    """A TOML file as a dict. ValueError, in one sentence: it can't be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""Parts of a run as JSON, and back: gates, shapings, verifiers and methods, this kit's and those of your own.
+"""Parts of a run as JSON, and back: gates, shapings, verifiers and methods, this kit's and your own.
 
-A part of this kit is known by its name. One of your own is known by "FILE.py:NAME" and by the file's checksum: whoever
-rebuilds it gets what ran, or a sentence that says why not. (What that file imports is not checked.)
+A part of this kit is known by its name, your own by "FILE.py:NAME" and the file's checksum. Rebuilding it gives the same
+part, or a sentence with the reason. (Imports of that file are not checked.)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _bare(part: object) -> bool:
 
 
 def rebuilt(description: Any, known: Mapping[str, Any]) -> Any:
-    """The part that was described; `known` holds this kit's, by name. ValueError if it can't be had as it was."""
+    """The part that was described; `known` holds this kit's, by name. ValueError: it can't be restored."""
     if isinstance(description, list):
         return tuple(rebuilt(item, known) for item in description)
     if not isinstance(description, dict):
@@ -65,13 +65,13 @@ def rebuilt(description: Any, known: Mapping[str, Any]) -> Any:
 
 
 def load(name: str, sha256: str | None = None) -> object:
-    """What a Python file of your own defines: "FILE.py:NAME". The file is run once, as `import` would run it.
+    """The part that your own Python file defines: "FILE.py:NAME". The file is run once, as `import` would run it.
 
-    ValueError if there is no such file or name in it, if it fails, or if its checksum is another than `sha256`.
+    ValueError: the file or the name is missing, the file fails, or its checksum is not `sha256`.
     """
     file, _, attribute = name.rpartition(":")
     if not file.endswith(".py") or not attribute.isidentifier():
-        raise ValueError(f"{name!r} is no part of a file: write FILE.py:NAME.")
+        raise ValueError(f"{name!r} is not a part of a file: write FILE.py:NAME.")
     path = Path(file).absolute()
     if not path.is_file():
         raise ValueError(f"{name!r}: there is no file {file}.")

@@ -1,1 +1,1 @@
-"""What a run leaves behind: records, logs, checkpoints."""
+"""A run's records, logs and checkpoints."""

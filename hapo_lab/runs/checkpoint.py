@@ -1,9 +1,9 @@
-"""Saving a run between two steps, and going on from there.
+"""Checkpoints: a run saved between two steps, and continued from there.
 
-Every random choice of the trainer is a function of (seed, step), and so is the order of the problems. So a checkpoint
-holds the step, the adapter, the optimizer, float16's loss scale, what the gate remembers, and whose demonstrations wait. With
-these a run goes on exactly as if nothing had happened. (On a CPU with the same number of threads. A GPU adds up in no fixed
-order, so there the last digits may differ.) Numbers of the gate that were changed while it trained are events of the run log.
+Every random choice of the trainer is a function of (seed, step), and so is the order of the problems. So a checkpoint holds
+the step, the adapter, the optimizer, float16's loss scale, the gate's memory, and the waiting demonstrations. With these a
+run continues exactly as if nothing had happened. (On a CPU with the same number of threads. A GPU adds up in no fixed order,
+so there the last digits may differ.) Numbers of the gate that were changed while it trained are events of the run log.
 
 `step-NNNNNN/`: `adapter.safetensors`, `optimizer.pt`, and `state.json` with the step, the gate's state, what waits, the
 scaler's state and the other files' checksums.
@@ -26,9 +26,9 @@ from hapo_lab.reproducibility import disk
 
 def save(folder: Path, step: int, gate_state: dict, waiting: list[int], policy: Policy, optimizer: torch.optim.Optimizer,
          scaler: torch.amp.GradScaler) -> None:
-    """Write `folder/step-NNNNNN`, and remove all others but the one before it. At any moment a whole checkpoint is there.
+    """Write `folder/step-NNNNNN`, and remove all others except the previous one. At any moment a whole checkpoint is there.
 
-    OSError if it can't be written; the older ones are untouched then.
+    OSError: it can't be written; the older ones are unchanged.
     """
     target, scratch = folder / f"step-{step:06d}", folder / f"writing-{step:06d}"
     memory = io.BytesIO()
@@ -59,7 +59,7 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scaler:
     """Put the newest whole checkpoint of at most that step into policy, optimizer and scaler. Returns its step, the gate's
     state and what waits, None if the folder has no checkpoint.
 
-    A damaged one is passed over with a warning; ValueError if no whole one is left.
+    A damaged one is skipped with a warning. ValueError: no whole one is left.
     """
     found, damages = _saved(folder), []
     for path in reversed(found):

@@ -1,8 +1,8 @@
-"""The run log: what training leaves behind, in memory, and as files that anyone can read.
+"""The run log: a training's records, in memory and as plain files.
 
 A run's folder: `run.json` (what was asked for, and the versions), `steps.jsonl` (a `StepRecord` a line), `events.jsonl`,
-`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`. A line counts
-once its end is there: what a kill tore off is passed over, and cut when the run goes on.
+`completions.jsonl` (every completion, cut at 2,000 characters), `checkpoints/`, and at the end `adapter/`. A line counts once
+its end is written. A line torn by a kill is ignored, and cut when the run continues.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class RunLog:
     Parameters
     ----------
     manifest : dict
-        What was asked for, as JSON: it identifies the run.
+        The run's description as JSON, which identifies it.
     folder : Path, optional
-        Where each record is appended as it comes.
+        The folder to which each record is appended.
 
     Examples
     --------
@@ -89,27 +89,27 @@ class RunLog:
 
     @property
     def planned(self) -> int:
-        """Steps that the run is to take: as first asked for, or as it was extended to."""
+        """Planned steps, extensions included."""
         extended = [event["steps"] for event in self.events if event["kind"] == "extended"]
         return max([self.manifest["config"]["steps"], *extended])
 
     def gate(self, step: int | None = None) -> dict:
         """The gate in force at a step (None: the next one), as the manifest describes it.
 
-        Its numbers can change between two steps. An event that changes them holds the gate as it is then, and of those
-        before the step the last one counts.
+        Its numbers can change between two steps. An event of a change holds the new gate, and the last event before the step
+        counts.
         """
         step = len(self.steps) + 1 if step is None else step
         changes = [event["gate"] for event in self.events if "gate" in event and event["after_step"] < step]
         return changes[-1] if changes else self.manifest["method"]["gate"]
 
     def given_gate(self) -> dict:
-        """The gate that a trainer was last made with; what controls changed while it trained is left out."""
+        """The gate that a trainer was last made with, without later changes by controls."""
         given = [event["gate"] for event in self.events if "gate" in event and event["kind"] == "resumed"]
         return given[-1] if given else self.manifest["method"]["gate"]
 
     def gates(self) -> dict[int, dict]:
-        """Every gate of the run, by the first step that it acts on: {1: as asked for, 14: as changed after step 13}."""
+        """Every gate of the run, by its first step: {1: the first gate, 14: the gate changed after step 13}."""
         found = {1: self.gate(1)}
         for step in sorted({event["after_step"] + 1 for event in self.events if "gate" in event}):
             if self.gate(step) != list(found.values())[-1]:
@@ -117,14 +117,14 @@ class RunLog:
         return found
 
     def gate_state(self, step: int) -> dict:
-        """What the gate remembered after that many steps (0: {}, nothing yet)."""
+        """The gate's state after a number of steps (0: {})."""
         state: dict = {}
         for record in self.steps[:step]:
             state = merged(state, record.gate_state)
         return state
 
     def add(self, record: StepRecord, groups: Iterable[Group]) -> None:
-        """A step that is done, with its groups; on the disk first, where there is a folder."""
+        """Add a finished step with its groups, first on the disk if there is a folder."""
         groups = list(groups)
         if self.folder:
             self._append("completions.jsonl", [_group_row(record.step, group) for group in groups])
@@ -133,8 +133,7 @@ class RunLog:
         self.groups = groups
 
     def event(self, kind: str, *, after_step: int | None = None, **details: Any) -> None:
-        """Something that happened between two steps: a stop, a resume, a refused step, a change of the gate's numbers, more
-        steps to take."""
+        """Add an event between two steps: a stop, a resume, a refused step, a change of the gate's numbers, an extension."""
         with self.lock:
             row = {"after_step": len(self.steps) if after_step is None else after_step, "kind": kind, **details}
             if self.folder:
@@ -143,13 +142,13 @@ class RunLog:
             self.events.append(row)
 
     def sync(self) -> None:
-        """All steps are on the disk when this returns: before a checkpoint says that they are."""
+        """Put all steps on the disk, before a checkpoint relies on them."""
         for name in ("completions.jsonl", "steps.jsonl"):
             disk.sync(self.path(name))
 
     def rewind(self, steps: int) -> None:
-        """Drop what came after that many steps: a run resumes from its last checkpoint. Changes of the gate stay, to
-        act again when their step comes, and so does what the run was extended to."""
+        """Drop all later steps, because a run resumes from its last checkpoint. Changes of the gate stay, to act again at
+        their step, and so do extensions."""
         with self.lock:
             self.steps, self.groups = self.steps[:steps], []
             self.events = [event for event in self.events
@@ -160,7 +159,7 @@ class RunLog:
                 disk.replace(self.folder / "events.jsonl", disk.lines(self.events))
 
     def create(self) -> None:
-        """Make the folder; ValueError if a run is there already."""
+        """Make the folder. ValueError: it holds a run."""
         if self.path("run.json").exists():
             raise ValueError(f"{self.folder} holds a run already: continue it (resume=True), or choose another folder.")
         self.path().mkdir(parents=True, exist_ok=True)
@@ -168,7 +167,7 @@ class RunLog:
 
     @classmethod
     def load(cls, folder: str | Path) -> RunLog:
-        """Read a run's folder; ValueError if there is none, or if a line in it can't be read."""
+        """Read a run's folder. ValueError: it holds no run, or a line can't be read."""
         folder = Path(folder)
         if not (folder / "run.json").exists():
             raise ValueError(f"{folder} holds no run: there is no run.json in it.")
@@ -180,7 +179,7 @@ class RunLog:
         return log
 
     def refresh(self) -> bool:
-        """Read what another process has written since; only new steps are read. True if anything is new."""
+        """Read the steps that another process has added. Returns whether anything is new."""
         known = len(self.steps), self.events
         try:
             self._read_steps()
@@ -193,9 +192,9 @@ class RunLog:
         return (len(self.steps), self.events) != known
 
     def follow(self, every: float = 0.5, stop: threading.Event | None = None) -> Iterator[RunLog]:
-        """Watch a run that another process writes: yields this log, now and whenever something is new in it.
+        """Watch a run that another process writes: yields this log, first as it is and then at each addition.
 
-        Ends when the run is complete, or when `stop` is set; looks every so many seconds.
+        Ends when the run is complete, or when `stop` is set. It looks every `every` seconds.
         """
         stop = stop or threading.Event()
         yield self
@@ -204,7 +203,7 @@ class RunLog:
                 yield self
 
     def snapshot(self) -> RunLog:
-        """The log as it is now: to be drawn while a trainer in another thread goes on."""
+        """A copy of the log, to draw while a trainer in another thread continues."""
         copy = RunLog(self.manifest, self.folder)
         copy.steps, copy.events, copy.groups = self.steps.copy(), self.events.copy(), self.groups
         return copy
@@ -234,7 +233,7 @@ class RunLog:
                 for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
 
     def table(self) -> list[dict]:
-        """One row a step: every figure that is a single number, the seconds by phase spread out."""
+        """One row per step: every scalar figure, with a column of seconds per phase."""
         return [numbers(record) for record in self.steps]
 
     def write_csv(self, path: Path) -> None:

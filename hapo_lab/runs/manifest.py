@@ -1,4 +1,4 @@
-"""A run's manifest, run.json: what identifies a run, as JSON, and two such manifests compared."""
+"""A run's manifest, run.json: the JSON that identifies a run, and the differences of two manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def describe(policy: Policy, task: Task, method: Method, config: dict, engine: str) -> dict:
-    """What identifies a run: two runs that differ in it (versions apart) must not be mixed."""
+    """The JSON that identifies a run. Runs that differ in it (except in versions) must not be mixed."""
     lora: Any = policy.model.peft_config["default"]
     folder = policy.name not in PRESETS and Path(policy.name).is_dir()  # presets come first, as in `model_source`
     return {"model": str(Path(policy.name).resolve()) if folder else policy.name,
@@ -36,8 +36,9 @@ def describe(policy: Policy, task: Task, method: Method, config: dict, engine: s
 
 
 def differences(there: dict, here: dict, config: dict) -> list[str]:
-    """In words, what keeps a run of one description from going on as another. The gate's numbers may change within a run, and
-    the number of steps may grow. `config`: the defaults, for fields that are younger than the run there, as a method's can be.
+    """The differences, in words, that forbid a run of one description to continue as another. The gate's numbers may change
+    within a run, and the number of steps may grow. `config`: the defaults, for fields that are younger than the run there, as
+    a method's can be.
     """
     older = {"method": method_described(Method("")) | there.get("method", {}), "config": config | there.get("config", {})}
     a, b = _flat(there | older), _flat(here)
@@ -53,7 +54,7 @@ def _began(adapter: Path | None) -> dict:
 
 
 def policy_of(manifest: dict, adapter: Path | None = None) -> Policy:
-    """A run's model as the run began, or with a saved adapter; in the run's dtype, on a device of the same kind. ValueError if
+    """A run's model as the run began, or with a saved adapter; in the run's dtype, on a device of the same kind. ValueError:
     the adapter that it began from is gone."""
     how = {"adapter": adapter} if adapter else manifest["lora"]
     if began := not adapter and manifest["lora"].get("adapter"):
@@ -67,7 +68,7 @@ def policy_of(manifest: dict, adapter: Path | None = None) -> Policy:
 
 
 def refuse_what_no_one_can_rebuild(method: Method, new: Policy | None) -> None:
-    """ValueError, in one sentence, if a run.json couldn't give this method, or a new run's policy, back as it is."""
+    """ValueError, in one sentence: run.json could not restore this method, or a new run's policy."""
     if new and new.seed is not None and any(p.any() for name, p in new.model.named_parameters() if ".lora_B." in name):
         raise ValueError("this policy has been trained already, and run.json would call it new: load it again, or save its "
                          "adapter and begin from that (load_policy(..., adapter=FOLDER)).")

@@ -1,4 +1,4 @@
-"""How far a run is, in a line: its step, what it reached, and the time left."""
+"""A run's progress in one line: its step, its success, and the time left."""
 
 from __future__ import annotations
 

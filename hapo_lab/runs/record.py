@@ -1,4 +1,4 @@
-"""What a training step leaves behind."""
+"""The record of a training step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from hapo_lab.ssi import Group, known
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One training step. "Student" figures are over all sampled rollouts, the replaced ones included, the teacher's not.
-
-    A tuple holds one entry a group. None stands for "there was nothing to measure".
+    """One training step. "Student" figures are over all sampled rollouts, the replaced ones included, the teacher's excluded.
+    A tuple holds one entry per group. None means "nothing to measure".
 
     >>> record: StepRecord = shipped_run("hapo-0").steps[0]
     >>> record.successes, record.decisions, record.teacher_samples
@@ -21,7 +20,7 @@ class StepRecord:
     """
 
     step: int
-    """From 1."""
+    """The step's number, from 1."""
     problems: tuple[str, ...]
     """Keys of the step's problems."""
     reward: float
@@ -31,7 +30,7 @@ class StepRecord:
     cut: float
     """Share of the students' completions that reached the length limit."""
     successes: tuple[int, ...]
-    """S."""
+    """S, the number of right rollouts."""
     trials: tuple[int, ...]
     """Rollouts sampled."""
     posterior: tuple[tuple[float, float], ...]
@@ -41,11 +40,11 @@ class StepRecord:
     replaced: tuple[int, ...]
     """The seat that the gate gave to the teacher; -1: none."""
     advantages: tuple[tuple[float, ...], ...]
-    """Of the rollouts that the update saw."""
+    """Advantages of the rollouts that the update saw."""
     teacher_samples: int
     """Demonstrations in the update, by SSI, by a reserved seat, or in an update of their own."""
     without_demonstration: int
-    """Groups that had none to offer."""
+    """Groups whose problem has no demonstration within the length limit."""
     dead_before: int
     """Groups of equal rewards as sampled ..."""
     dead_after: int
@@ -53,9 +52,9 @@ class StepRecord:
     updated: bool
     """False: no token carried a gradient, and the optimizer took no step."""
     loss: float | None
-    """What the last inner epoch minimised: less the entropy bonus."""
+    """The loss of the last inner epoch, without the entropy bonus."""
     grad_norm: float | None
-    """Before clipping."""
+    """Norm of the gradient, before clipping."""
     teacher_share: float | None
     """|g_T| / (|g_T| + |g_S|): the teacher's part in the gradient's norm."""
     teacher_logp: float | None
@@ -63,15 +62,15 @@ class StepRecord:
     clip_fraction: float | None
     """Share of student tokens whose gradient the clip cut, in the last inner epoch."""
     entropy: float | None
-    """Mean over the student's trained tokens, in nats, before the update."""
+    """Mean entropy over the student's trained tokens, in nats, before the update."""
     kl: float | None
-    """Of the policy that sampled, before its update, to the base model, a student token, in nats (k3 estimator, both by the
-    trainer's own pass); at steps with an evaluation."""
+    """KL from the sampling policy to the base model, per student token, in nats, before the update. A k3 estimate, at steps
+    with an evaluation."""
     heldout: float | None
     """Success on held-out problems after this step, no teacher; at steps with an evaluation."""
     learning_rate: float
     tokens_sampled: int
-    """By the student; the replaced rollouts count."""
+    """Tokens that the student sampled, the replaced rollouts included."""
     tokens_trained: int
     """Completion tokens that carried a gradient."""
     engine_gap: float | None = None
@@ -79,20 +78,20 @@ class StepRecord:
     engine_gap_max: float | None = None
     """... and the largest. Truncated importance weights correct for it."""
     without_engine_logp: int = 0
-    """Trained rollouts of the student whose engine gave no log-probabilities: nothing is known of their gap, and their
-    importance weight is 1."""
+    """Trained rollouts of the student without log-probabilities from the engine. Their gap is unknown, and their importance
+    weight is 1."""
     thrown_away: int = 0
-    """Groups that were drawn and not learned from, by a method with `redraws`. The student's figures include them."""
+    """Groups that a method with `redraws` drew and discarded. The student's figures include them."""
     skipped: int = 0
-    """Optimizer steps that were not taken because float16 overflowed; each was tried again with half the loss scale."""
+    """Optimizer steps that float16 overflowed; each was repeated with half the loss scale."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
+    """Seconds by phase: rollout, gate (gate, SSI and advantages), update, evaluate."""
     gate_state: dict = field(default_factory=dict)
-    """What this step changed in the gate's state; `RunLog.gate_state` puts the whole together. {}: it remembers nothing."""
+    """This step's changes of the gate's state; `RunLog.gate_state` joins them. {}: no memory."""
 
     @property
     def injected(self) -> tuple[bool, ...]:
-        """A demonstration replaced a rollout."""
+        """Per group, whether a demonstration replaced a rollout or took an extra seat."""
         return tuple(seat >= 0 for seat in self.replaced)
 
     @property
@@ -107,7 +106,7 @@ class StepRecord:
 
     @property
     def training_seconds(self) -> float:
-        """Without the evaluation."""
+        """Seconds without the evaluation."""
         return sum(s for phase, s in self.seconds.items() if phase != "evaluate")
 
 

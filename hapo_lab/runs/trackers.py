@@ -1,6 +1,6 @@
-"""A run's figures to TensorBoard, Weights & Biases, or a function of your own, step by step.
+"""Trackers: a run's figures to TensorBoard, Weights & Biases, or your own function, step by step.
 
-The libraries are optional. A tracker that fails is left out, and the run goes on.
+The libraries are optional. A tracker that fails is dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.record import StepRecord, numbers
 
 Tracker = Callable[[StepRecord], None]
-"""Is called with each step's record, once the log holds it."""
+"""A function that is called with each step's record, once the log holds it."""
 Maker = Callable[[RunLog], Tracker]
-"""Makes a run's tracker, before its first step."""
+"""A function that makes a run's tracker, before its first step."""
 
 
 def tensorboard(folder: str | Path) -> Tracker:
     """Scalars to event files in a folder, under the names that `StepRecord` gives them.
 
-    A run that was resumed hides what it had written after its checkpoint. ValueError where TensorBoard is not installed.
+    A resumed run hides the entries after its checkpoint. ValueError: TensorBoard is not installed.
     """
     library = _library("tensorboard", "torch.utils.tensorboard")
     writers: list[Any] = []
@@ -43,7 +43,7 @@ def tensorboard(folder: str | Path) -> Tracker:
 def wandb(**options: Any) -> Tracker:
     """Scalars to Weights & Biases, under the names that `StepRecord` gives them; `options` are those of `wandb.init`.
 
-    ValueError where wandb is not installed.
+    ValueError: wandb is not installed.
     """
     run = _library("wandb").init(**options)
 
@@ -54,7 +54,7 @@ def wandb(**options: Any) -> Tracker:
 
 
 def scalars(record: StepRecord) -> dict[str, float]:
-    """The record's figures that are single numbers; what was not measured is left out."""
+    """The record's scalar figures, without those that were not measured."""
     return {name: float(value) for name, value in numbers(record).items() if value is not None and name != "step"}
 
 
@@ -77,7 +77,7 @@ TRACKERS: dict[str, Maker] = {"tensorboard": _to_tensorboard, "wandb": _to_wandb
 
 
 def get_trackers(names: Iterable[str]) -> dict[str, Maker]:
-    """What makes a run's trackers, by name. "FILE.py:NAME" is a function of your own, from a `RunLog` to a function of a
+    """The makers of a run's trackers, by name. "FILE.py:NAME" is your own function, from a `RunLog` to a function of a
     `StepRecord`.
 
     ValueError, before anything runs: a name is unknown, or its library is not installed.
@@ -93,12 +93,12 @@ def _maker(name: str) -> Maker:
         raise ValueError(f"unknown tracker {name!r}; choose one of {', '.join(TRACKERS)}, or write FILE.py:NAME.")
     maker: Any = parts.load(name)
     if not callable(maker):
-        raise ValueError(f"tracker {name!r} is no function.")
+        raise ValueError(f"tracker {name!r} is not a function.")
     return maker
 
 
 def tracking(makers: Mapping[str, Maker], log: RunLog) -> Tracker:
-    """All of a run's trackers as one. Where one fails, a warning says so once, and it is left out from then on.
+    """All of a run's trackers as one. A tracker that fails gives one warning, and is then dropped.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def tracking(makers: Mapping[str, Maker], log: RunLog) -> Tracker:
                 one(record)
             except Exception as error:
                 del trackers[name]
-                warnings.warn(f"tracker {name!r} failed at step {record.step}, and is left out from now on: "
+                warnings.warn(f"tracker {name!r} failed at step {record.step}, and is dropped: "
                               f"{type(error).__name__}: {error}", stacklevel=2)
 
     return track

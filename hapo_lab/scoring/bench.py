@@ -1,10 +1,10 @@
-"""Models and runs sampled on the same questions, into a folder that survives kills and goes on to the very sample.
+"""Models and runs sampled on the same questions, into a folder that survives kills and continues at the next sample.
 
     FOLDER/NAME/bench.json       what this model was asked, what it is, and what sampled it
     FOLDER/NAME/samples.jsonl    a line per sample, in an order that the questions alone decide
 
-A batch is some samples of some problems, sampled together with a seed of its own. So each sample is a function of the bench
-alone, and never of what was sampled before. A file that a kill left short is its own beginning: it goes on at the next line.
+A batch is some samples of some problems, sampled together with its own seed. So each sample is a function of the bench alone,
+not of earlier samples. A file cut short by a kill continues at its next line.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each model is asked."""
+    """The questions and the sampling of a bench."""
 
     questions: Questions
     samples: int
@@ -81,16 +81,13 @@ class Plan:
         return derive(self.seed, "bench", batch.problems.start, batch.samples.start)
 
     def described(self) -> dict:
-        """What tells this bench from another, as JSON."""
+        """The JSON that identifies this bench."""
         return self.questions.described() | {"samples": self.samples, "temperature": self.sampling.temperature,
                                              "seed": self.seed, "together": TOGETHER}
 
 
 class Sheet:
-    """One model's answers, in a folder of their own.
-
-    ValueError if that holds answers to something else, or another model's of the same name.
-    """
+    """One model's answers, in their own folder. ValueError: it holds another bench, or another model of the same name."""
 
     def __init__(self, plan: Plan, who: Contestant, folder: Path):
         self.plan, self.who, self.folder = plan, who, folder
@@ -113,9 +110,9 @@ class Sheet:
         return Answers(self.who.name, self.plan.questions.sources, self.correct, self.tokens, self.finished)
 
     def fill(self, policy: Policy, engine: Engine) -> Iterator[int]:
-        """Sample what is missing, batch by batch; yields how many samples each added.
+        """Draw the missing samples, batch by batch. Yields the number of samples that each added.
 
-        ValueError if another engine sampled what is there, or a prompt is too long.
+        ValueError: another engine drew the existing samples, or a prompt is too long.
         """
         policy = self._begin(policy, engine)
         path, end = self.folder / SAMPLES, 0
@@ -135,7 +132,7 @@ class Sheet:
         """Write down who samples. Returns the policy, to compute on as many threads as it began with."""
         sampler = {"engine": engine.name, "quantized": policy.quantized}
         if different := self.before and _differences(self.before["sampler"], sampler):
-            raise ValueError(f"{self.folder} was begun otherwise: {different}. Go on as it began, or choose another folder.")
+            raise ValueError(f"{self.folder} began with other settings: {different}. Use the same, or choose another folder.")
         for problem in self.plan.questions.problems:
             longest = len(prompt_ids(policy, problem)) + self.plan.sampling.max_new_tokens
             if longest > policy.context:
@@ -193,22 +190,22 @@ class Sheet:
 
 def bench(models: Sequence[str | Contestant], folder: str | Path, questions: Questions | None = None, *, samples: int = 32,
           temperature: float = 0.6, seed: int = 0, engine: str | Callable[[Policy], Engine] = "auto") -> list[Answers]:
-    """Sample what is missing of each model's answers, and read them all.
+    """Draw the missing samples of each model, and read all answers.
 
     Parameters
     ----------
     models : sequence of str or Contestant
-        What `contestant` takes: runs, models, NAME=either.
+        Runs or models, each with an optional NAME=: see `contestant`.
     folder : path
-        Is made, or goes on; more models may join it.
+        Created, or continued; more models may join it.
     questions : Questions, optional
-        By default those that the runs among the models hold out.
+        Default: the held-out problems of the runs among the models.
     samples : int
         Of each problem.
     temperature : float
         The paper evaluates at 0.6 [R].
     engine : str or function
-        A name in `ENGINES`, or what makes an engine of a policy, such as a class.
+        A name in `ENGINES`, or a function that makes an engine for a policy, such as a class.
 
     Returns
     -------
@@ -218,7 +215,7 @@ def bench(models: Sequence[str | Contestant], folder: str | Path, questions: Que
     Raises
     ------
     ValueError
-        The folder holds another bench; a model can't be had; two models have one name.
+        The folder holds another bench; a model is missing; two models have one name.
 
     Examples
     --------
@@ -249,10 +246,11 @@ def bench(models: Sequence[str | Contestant], folder: str | Path, questions: Que
 
 
 def run_questions(asked: Sequence[Contestant]) -> Questions:
-    """What the runs among the contestants hold out. ValueError if there is no run, or if they hold out different problems."""
+    """The held-out problems of the runs among the contestants. ValueError: there is no run, or they hold out different
+    problems."""
     tasks = {who.name: task_of_run(who.manifest) for who in asked if who.manifest}
     if not tasks:
-        raise ValueError("there is no run whose held-out problems could be asked: name task files (--data FILE.jsonl).")
+        raise ValueError("no run gives held-out problems: name task files (--data FILE.jsonl).")
     return held_out(tasks)
 
 
@@ -268,7 +266,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} can't be written: {disk.why(error)}; once it can, the same bench goes on.") from None
+        raise ValueError(f"{path} can't be written: {disk.why(error)}; make room, then repeat the command.") from None
 
 
 def _refuse_twins(asked: Sequence[Contestant]) -> None:

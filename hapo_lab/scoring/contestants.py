@@ -1,4 +1,4 @@
-"""Who is asked: a run of this kit, with its trained adapter, or a model as it is."""
+"""The contestants of a bench: a run with its trained adapter, or a model as it is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hapo_lab.runs.manifest import policy_of
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model to ask."""
+    """A model in a bench."""
 
     name: str
     """In tables and pictures."""
     identity: dict
-    """What tells it from another of that name, as JSON: the model, its weights, the adapter."""
+    """The JSON that identifies it: the model, its weights, the adapter."""
     load: Callable[[], Policy]
     manifest: dict | None = None
     """Of a run."""
@@ -34,19 +34,19 @@ class Contestant:
 
 
 def contestant(text: str, *, quantize: bool = True, template: dict | None = None) -> Contestant:
-    """From "RUN", "MODEL" or "NAME=RUN" or "NAME=MODEL"; without a name it is called as its folder, or as the model.
+    """From "RUN", "MODEL" or "NAME=RUN" or "NAME=MODEL"; the default name is the folder's, or the model's.
 
     Parameters
     ----------
     text : str
-        A run's folder; or what `load_policy` takes: a preset, a folder, a hub id.
+        A run's folder, or a model as for `load_policy`: a preset, a folder, a hub id.
     quantize, template
         Of a model: see `load_policy`. A run keeps its own.
 
     Raises
     ------
     ValueError
-        A run without an adapter; a model that is not there.
+        A run without an adapter; a missing model.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def contestant(text: str, *, quantize: bool = True, template: dict | None = None
 def _run(name: str, folder: Path) -> Contestant:
     manifest, weights = RunLog.load(folder).manifest, folder / "adapter" / "adapter_model.safetensors"
     if not weights.exists():
-        raise ValueError(f"{folder} has no adapter yet: the run has to end first.")
+        raise ValueError(f"{folder} has no adapter yet: finish the run first.")
     identity = {"model": _weights(manifest["model"]), "quantized": manifest["quantized"], "template": manifest["template"],
                 "adapter": parts.checksum(weights)[:16]}
     return Contestant(name, identity, partial(policy_of, manifest, folder / "adapter"), manifest)
@@ -78,7 +78,7 @@ def _model(what: str, quantize: bool, template: dict) -> Policy:
     try:
         return load_policy(what, quantize=quantize, template=template)
     except OSError as error:
-        raise ValueError(f"{what} is no run's folder, and no model was found under that name "
+        raise ValueError(f"{what} is not a run's folder, and no model has that name "
                          f"({str(error).splitlines()[0]})") from None
 
 

@@ -1,4 +1,4 @@
-"""The paper's Table 1, to stand beside a table of one's own and never in it."""
+"""The paper's Table 1, shown beside a measured table, never in it."""
 
 TABLE_1 = """\
 HAPO's paper, Table 1, in percent [R, in part]. AIME24 is avg@32, the others are pass@1, at temperature 0.6 [R].

@@ -1,4 +1,4 @@
-"""What is asked: the problems of task files, or those that runs hold out."""
+"""The questions of a bench: the problems of task files, or the held-out problems of runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hapo_lab.tasks.verifiers import load_verifier
 
 @dataclass(frozen=True)
 class Questions:
-    """Problems, where each is from, and how answers are graded. ValueError for a verifier that no other process finds."""
+    """Problems, their sources, and their verifier. ValueError: a verifier that no other process finds."""
 
     problems: tuple[Problem, ...]
     sources: tuple[str, ...]
-    """One per problem; scores are told by them."""
+    """One source per problem; scores are per source."""
     verify: Verifier
     max_new_tokens: int
     """A longer answer is cut, and wrong."""
@@ -35,7 +35,7 @@ class Questions:
             raise ValueError(f"the verifier {why}: put it into a file of its own, and take it from there (FILE.py:FUNCTION).")
 
     def described(self) -> dict:
-        """What tells these questions from any others, as JSON. Demonstrations are no part of a question."""
+        """The JSON that identifies these questions, without demonstrations."""
         asked = [[source, p.key, p.messages, p.answer] for p, source in zip(self.problems, self.sources, strict=True)]
         return {"problems": dict(Counter(self.sources)), "sha256": disk.sha256_of(json.dumps(asked).encode())[:16],
                 "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
@@ -43,15 +43,15 @@ class Questions:
 
 def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_tokens: int,
                    columns: Mapping[str, str] | None = None) -> Questions:
-    """The questions of task files: where a file has splits its held-out problems, else all of them.
+    """The questions of task files: the held-out problems if a file has splits, else all of them.
 
-    A published table counts a problem once, however often it repeats it: 32 samples of each are asked for here.
+    A problem counts once, however often a published table repeats it.
 
     Parameters
     ----------
     files : paths
-        JSONL as `load_jsonl` reads it, or tables as `load_table` does. A line may say in `source` what it counts to; by
-        default it is the file's name.
+        JSONL as `load_jsonl` reads it, or tables as `load_table` does. A line's `source` names its row of the table; the
+        default is the file's name.
     verify : str or Verifier
         A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function from a file.
     max_new_tokens : int
@@ -83,7 +83,7 @@ def read_questions(files: Sequence[str | Path], verify: str | Verifier, max_new_
 
 
 def held_out(tasks: dict[str, Task]) -> Questions:
-    """The problems that runs hold out, by the run's name. ValueError unless all of them hold out the same."""
+    """The held-out problems of runs, given by name. ValueError: they differ."""
     found = {run: Questions(t.heldout, (t.name,) * len(t.heldout), t.verify, t.max_new_tokens) for run, t in tasks.items()}
     first, *others = found
     for other in others:
@@ -94,7 +94,7 @@ def held_out(tasks: dict[str, Task]) -> Questions:
 
 
 def trained_on(asked: Questions, task: Task) -> int:
-    """How many of the questions are training problems of a run's task: its answers to these are no test."""
+    """The number of questions that are training problems of a run's task, and so do not test it."""
     known = {" ".join(words_of(p)) for p in task.train}
     return sum(" ".join(words_of(p)) in known for p in asked.problems)
 

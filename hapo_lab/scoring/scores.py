@@ -1,4 +1,4 @@
-"""What answers amount to: avg@k, the unbiased pass@k, lengths and cuts, by source, with intervals over problems."""
+"""Scores of answers: avg@k, the unbiased pass@k, lengths and cuts, by source, with intervals over problems."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered: three (problems, samples) arrays."""
+    """A model's answers: three (problems, samples) arrays."""
 
     model: str
     sources: tuple[str, ...]
-    """Where each problem is from."""
+    """The source of each problem."""
     correct: np.ndarray
-    """Right, and not cut."""
+    """Whether each answer is right, and not cut."""
     tokens: np.ndarray
     """The length of each answer, its end included."""
     finished: np.ndarray
@@ -64,7 +64,7 @@ class Score:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The unbiased estimate of the probability that one or more of k answers are right (Chen et al., 2021,
+    """The unbiased estimate of the probability that at least one of k answers is right (Chen et al., 2021,
     arXiv 2107.03374): 1 - C(samples - right, k) / C(samples, k).
 
     ValueError unless 1 <= k <= samples.
@@ -78,7 +78,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def score(answers: Answers) -> list[Score]:
-    """A model's score by source, in their order, and last of all problems together, each counting the same."""
+    """A model's score per source, in their order, and last over all problems, with equal weights."""
     sources = np.array(answers.sources)
     return [_score(answers, source, sources == source) for source in dict.fromkeys(answers.sources)] + [
         _score(answers, ALL, np.ones(len(sources), dtype=bool))]

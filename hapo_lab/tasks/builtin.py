@@ -25,7 +25,7 @@ SENTENCES = ("{name} is {age} years old.", "{name} turned {age} this year.", "{n
 def json_record(seed: int = 0) -> Task:
     """A sentence about a person, to be written as JSON: {"name": "Anna", "age": 34}.
 
-    240 sentences to train on, 40 held out; no name of a held-out sentence occurs in training.
+    240 training sentences, 40 held out; no name of a held-out sentence occurs in training.
     """
     rng = random.Random(seed)
     names = rng.sample(NAMES, len(NAMES))
@@ -52,7 +52,7 @@ FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2029, 12, 31)
 
 
 def iso_date(seed: int = 0) -> Task:
-    """Dates from words to ISO 8601: "17 March 1987" -> 1987-03-17. 240 dates to train on, 40 others held out."""
+    """Dates from words to ISO 8601: "17 March 1987" -> 1987-03-17. 240 training dates, 40 others held out."""
     days = random.Random(seed).sample(range(FIRST_DAY.toordinal(), LAST_DAY.toordinal() + 1), 280)
     problems = tuple(date_problem(date.fromordinal(day)) for day in days)
     return Task("iso_date", train=problems[40:], heldout=problems[:40], verify=verify_iso_date,
@@ -110,7 +110,7 @@ def short(a: int, b: int, ending: str) -> str:
 def sums(seed: int = 0) -> Task:
     """Two numbers below 100 to add, and the result to repeat at the end: "27 + 58 = 85. Answer: 85". The job of `tiny`.
 
-    280 sums to train on, 40 held out.
+    280 training sums, 40 held out.
     """
     return _sums("sums", seed, "Answer: ")
 
@@ -125,7 +125,8 @@ SMALL = 70
 
 
 def sums_small(seed: int = 0) -> Task:
-    """The same sums and verifier, numbers below 70 only: some 120 to train on, 40 held out. The larger ones are elsewhere."""
+    """The same sums and verifier, numbers below 70 only: about 120 for training, 40 held out. `elsewhere` has the larger
+    ones."""
     return _sums("sums_small", seed, "Answer: ", below=SMALL)
 
 
@@ -135,10 +136,10 @@ def sums_teachers(seed: int = 0) -> Task:
 
 
 FOREIGN = {"sums_is": "So: is ", "sums_equals": "Total: = ", "sums_sol": "Sol: ", "sums_short": "A: "}
-"""Endings with one character that `tiny` has never seen where it stands, from the least to the most foreign.
+"""Endings with one character that `tiny` has never seen in its place, from the least to the most foreign.
 
-It is the "i" of "So: is", the "=" of "Total: =", the "l" of "Sol", and the ":" of "A:". All else is as `tiny` knows it, so that
-these tasks differ from `sums` in one token that the teacher has to get across. `docs/tasks.md` has its log p.
+It is the "i" of "So: is", the "=" of "Total: =", the "l" of "Sol", and the ":" of "A:". `tiny` knows the rest, so these tasks
+differ from `sums` in one token. `docs/tasks.md` has its log p.
 """
 
 

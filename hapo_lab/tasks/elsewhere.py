@@ -1,4 +1,4 @@
-"""Test problems from elsewhere: what a task asks, in words that training never used, or with numbers that it never saw.
+"""Test problems from elsewhere: a task's questions in words, or with numbers, that training never used.
 
 The task's own verifier grades them. None has a demonstration. `docs/tasks.md` says how hard they are for the kit's models.
 """
@@ -16,20 +16,20 @@ from hapo_lab.tasks.builtin import date_problem, record_problem, sum_problem
 from hapo_lab.tasks.problem import Problem, Task
 
 COUNT = 40
-"""Problems a split, at most."""
+"""The most problems per split."""
 
 Splits = dict[str, tuple[Problem, ...]]
 
 
 def elsewhere(name: str, seed: int = 0) -> Splits:
-    """Splits of problems to test on, by name. None of them is ever trained on, and none has a demonstration.
+    """Splits of test problems, by name. Training never uses them, and none has a demonstration.
 
     Parameters
     ----------
     name : str
-        A task of the kit, or of reasoning-gym, of which there is nothing elsewhere: {}. ValueError if it is none.
+        A task of the kit. One of reasoning-gym has no such splits: {}. ValueError: an unknown task.
     seed : int
-        The task's. "wordings" and "order" ask for what is held out under it, in another way.
+        The task's. "wordings" and "order" rephrase the problems that are held out under it.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym: procedural problems, as many and as hard as you like, each graded by its own data set."""
+"""Tasks of reasoning-gym: procedural problems of any number and difficulty, graded by their own data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hapo_lab.tasks.problem import Problem, Task, Verdict
 PREFIX = "reasoning_gym:"
 RUNS = re.compile(r"(?<![\w.])(eval|exec)\(|(?<!\w)(parse_expr|sympify)\(")
 """A grader that has this in its source runs an answer as code, as those of n_queens and countdown do. Such a data set is
-refused: what a policy says is never run."""
+refused, because a policy's output is never run."""
 ASKING = "Think it through, then write the answer alone between <answer> and </answer>."
 """What the prompt adds to a data set's question."""
 
@@ -27,7 +27,7 @@ ASKING = "Think it through, then write the answer alone between <answer> and </a
 class GymVerifier:
     """Grades by a data set's own `score_answer`: right at its full score, 1.
 
-    What stands between the last <answer> and </answer> is the answer; without these marks there is none.
+    The answer is the text between the last <answer> and </answer>; without these marks there is none.
     """
 
     data_set: str
@@ -59,12 +59,12 @@ def load_gym(data_set: str, seed: int = 0, *, train: int = 280, heldout: int = 4
     seed : int
         Of all problems; those held out are drawn after those of training.
     train, heldout : int
-        How many problems. One that was drawn before is drawn no second time, so there may be fewer.
+        The number of problems. Repeated draws are dropped, so there may be fewer.
     demonstration : callable, str or path, optional
         A function of the data set's entry (`question`, `answer`, `metadata`) that gives a completion or None; the same as
-        "FILE.py:FUNCTION"; or a file that `hapo-lab demonstrate` wrote. Without it no problem has a demonstration.
+        "FILE.py:FUNCTION"; or a file of `hapo-lab demonstrate`. Without it no problem has a demonstration.
     **options
-        The data set's own: how difficult its problems are.
+        The data set's own options, such as its problems' difficulty.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def load_gym(data_set: str, seed: int = 0, *, train: int = 280, heldout: int = 4
 
 
 def gym_of_run(source: Mapping[str, Any], seed: int, max_new_tokens: int) -> Task:
-    """The task that a run's `source` tells of. ValueError if its function of demonstrations is gone, or another one."""
+    """The task of a run's `source`. ValueError: its function of demonstrations is gone or has changed."""
     return load_gym(source["gym"], seed, train=source["train"], heldout=source["heldout"], max_new_tokens=max_new_tokens,
                     demonstration=parts.rebuilt(source["demonstration"], {}), **source["options"])
 
@@ -117,7 +117,7 @@ def _demonstrations(given: Callable[[dict], str | None] | str | None) -> Callabl
         rows = [json.loads(line) for line in Path(given).read_text(encoding="utf-8").splitlines()]
         written = {row["key"]: row.get("demonstration") for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{given} is no file of demonstrations that hapo-lab demonstrate wrote ({error!r}).") from None
+        raise ValueError(f"{given} is not a file that hapo-lab demonstrate wrote ({error!r}).") from None
     return lambda key, entry: written.get(key)
 
 

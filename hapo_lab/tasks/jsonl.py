@@ -1,13 +1,13 @@
-"""A task from files of your own: problems in a JSONL file, and a verifier.
+"""A task from your own files: problems in a JSONL file, and a verifier.
 
 Each line holds one problem:
 
     {"prompt": "What is 27 + 58?", "answer": "85", "demonstration": "27 + 58 = 85. Total = 85", "split": "train"}
 
-`prompt` is the question, or a list of chat messages that ends with the user's. `answer` is what the verifier compares
-with. `demonstration`, a teacher's completion, may be null or absent; several teachers' are a list, `demonstrations`, in its
-place. `split`, "train" or "heldout", stands on every line or on none. `key` says what a problem is about: problems with one key
-stay in one split; by default it is the question. Other fields are left alone.
+`prompt` is the question, or a list of chat messages that ends with the user's. `answer` is the string that the verifier
+compares with. `demonstration`, a teacher's completion, may be null or absent; several teachers' are a list, `demonstrations`,
+in its place. `split`, "train" or "heldout", stands on every line or on none. `key` names a problem's subject: problems with
+one key stay in one split; by default it is the question. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Row:
     problem: Problem
     split: str | None
     fields: dict
-    """All that the line holds, as it was read."""
+    """All fields of the line, as read."""
 
 
 def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *, heldout: float = 0.2, seed: int = 0) -> Task:
-    """The task that a file and a verifier make.
+    """The task of a file and a verifier.
 
     Parameters
     ----------
@@ -48,14 +48,14 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
         A name in `VERIFIERS`, "FILE.py:FUNCTION", or a function of (problem, completion) that returns a `Verdict`. A run
         whose verifier was defined in a notebook can't be evaluated from the command line: no other process finds it.
     max_new_tokens : int
-        Room for a right completion, in tokens. A longer demonstration counts as missing.
+        A completion's limit in tokens. A longer demonstration counts as missing.
     heldout : float
-        Share of the problems to hold out, where the file itself does not say which; drawn with the seed.
+        Share of the problems to hold out, drawn with the seed, if the file has no splits.
 
     Raises
     ------
     ValueError
-        A line that can't be read (file, line and field); problems twice or in both splits, and demonstrations that the
+        A line that can't be read (file, line and field); problems that occur twice or in both splits; demonstrations that the
         verifier rejects (all of them, with their lines).
 
     Examples
@@ -79,7 +79,7 @@ def load_jsonl(path: str | Path, verify: str | Verifier, max_new_tokens: int, *,
 
 
 def read_rows(path: Path, verify: Verifier) -> list[Row]:
-    """A file's problems, in order; ValueError for lines that can't be read, problems twice, demonstrations that fail."""
+    """A file's problems, in order. ValueError: unreadable lines, repeated problems, rejected demonstrations."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -89,7 +89,7 @@ def read_rows(path: Path, verify: Verifier) -> list[Row]:
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
     rows = [_row(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
-        raise ValueError(f"{path} is empty: it must hold one problem a line, such as {EXAMPLE}.")
+        raise ValueError(f"{path} is empty: it must hold one problem per line, such as {EXAMPLE}.")
     _refuse_twins(path, rows)
     _refuse_rejected(path, rows, verify)
     return rows
@@ -107,7 +107,7 @@ def _row(where: str, line: str) -> Row:
 
 
 def row_of(where: str, fields: dict) -> Row:
-    """What a line's fields say. ValueError, with the field, where they can't be read."""
+    """A line's fields as a row. ValueError, with the field: it can't be read."""
     for name in ("prompt", "answer"):
         if name not in fields:
             raise ValueError(f"{where}: the field {name!r} is missing (there are: {', '.join(fields) or 'none'}).")
@@ -188,7 +188,7 @@ def _refuse_rejected(path: Path, rows: list[Row], verify: Verifier) -> None:
 
 
 def judge_row(row: Row, verify: Verifier, completion: str) -> Verdict:
-    """The verifier's verdict on a row's completion; ValueError, with the row, where it has none."""
+    """The verifier's verdict on a row's completion. ValueError, with the row: the verifier fails."""
     try:
         verdict = judged(verify, row.problem, completion)
     except Exception as error:

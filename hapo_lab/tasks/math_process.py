@@ -1,6 +1,6 @@
-"""The process that mathematical answers are compared in. `mathematics` starts it, and kills it where it takes too long.
+"""The process that compares mathematical answers. `mathematics` starts it, and kills it if it takes too long.
 
-Nothing of this kit is imported: it starts in a second, and a bomb in an answer finds little to break. Requests and replies are
+It imports nothing of this kit, so it starts in a second, and an answer that exhausts it breaks little. Requests and replies are
 tuples through a pipe.
 """
 

@@ -1,4 +1,4 @@
-"""The verifier of mathematics: math-verify, in a process of its own that is killed where an answer takes it too long.
+"""The verifier of mathematics: math-verify, in its own process, which is killed if an answer takes too long.
 
 math-verify stops itself by signals, which reach the main thread alone; training in the background, and Jupyter's kernels with
 subshells, grade in others.
@@ -25,9 +25,8 @@ STARTING = 120.0
 def verify_math(problem: Problem, completion: str) -> Verdict:
     r"""Right if the completion's answer equals the problem's as mathematics: 1/2 is 0.5, and \boxed{x = 3} is 3.
 
-    The last box counts; without one, the last expression. What takes longer than `LIMIT`, or can't be read, is wrong.
-
-    ValueError if the problem's own answer can't be read, or math-verify is not installed.
+    The last box counts; without one, the last expression. An answer that takes longer than `LIMIT`, or can't be read, is
+    wrong. ValueError: the problem's own answer can't be read, or math-verify is not installed.
     """
     kind, *found = _ask(problem.answer, completion)
     if kind == "unreadable":
@@ -36,12 +35,12 @@ def verify_math(problem: Problem, completion: str) -> Verdict:
 
 
 def unreadable(problems: Iterable[Problem]) -> list[Problem]:
-    """Those whose answers can't be read as mathematics."""
+    """The problems whose answers can't be read as mathematics."""
     return [problem for problem in problems if _ask(problem.answer, "0")[0] == "unreadable"]
 
 
 class _Judge:
-    """A process that compares, and the pipe to it."""
+    """The comparing process, and the pipe to it."""
 
     def __init__(self) -> None:
         if os.name == "nt":

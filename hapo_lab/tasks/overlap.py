@@ -1,4 +1,4 @@
-"""What two sets of problems have in common: questions asked twice, and questions that a test asks too."""
+"""The overlap of two sets of problems: questions asked twice, and questions that a test asks too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hapo_lab.tasks.problem import Problem, question
 
 RUN = 13
-"""Words in a row that make two questions one: the measure that GPT-3's authors took, and most since. Signs are words too."""
+"""Words in a row that make two questions the same: the common measure since GPT-3. Signs are words too."""
 OFTEN = 2
 """Held-out questions that may have a run in common. More of them have it by instruction, and it gives none of them away."""
 _WORD = re.compile(r"\w+|[-+*/^=<>]")
@@ -42,12 +42,12 @@ def contaminated(train: Iterable[Problem], heldout: Iterable[Problem], run: int 
     ----------
     train, heldout : iterables of Problem
     run : int
-        Words. A question with fewer has to be the same as a whole.
+        Number of words. A question with fewer must match as a whole.
 
     Returns
     -------
     list of (training problem, held-out problem, the words that both have)
-        The first run that is found of each training problem. Time grows with the number of words.
+        The first common run of each training problem. Time grows with the number of words.
 
     Examples
     --------

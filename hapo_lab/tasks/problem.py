@@ -1,4 +1,4 @@
-"""Problems, their demonstrations, and the task that they make with a verifier, which grades both."""
+"""Problems with their demonstrations, and tasks: problems with a verifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hapo_lab.reproducibility import parts
 
 @dataclass(frozen=True)
 class Problem:
-    """One question to the policy.
+    """One question for the policy.
 
     >>> problem = Problem("7*8", ({"role": "user", "content": "What is 7 times 8?"},), answer="56")
     >>> problem.demonstration is None
@@ -23,13 +23,13 @@ class Problem:
     """
 
     key: str
-    """What it is about: two problems with one key ask for the same fact and stand in the same split."""
+    """The problem's subject: problems with one key ask for the same fact and stand in the same split."""
     messages: tuple[dict[str, str], ...]
     """Chat messages, for the tokenizer's template."""
     answer: str
-    """What the verifier compares with."""
+    """The string that the verifier compares with."""
     demonstration: str | None = None
-    """A teacher's completion, or none: then the group is left alone."""
+    """A teacher's completion; without one the group gets no injection."""
     more_demonstrations: tuple[str, ...] = ()
     """Other teachers' completions, for methods that take several."""
 
@@ -51,7 +51,7 @@ class Verdict:
 
     correct: bool
     reason: str
-    """In words, for whoever looks at a completion and wonders."""
+    """The reason in words, shown beside the completion."""
 
 
 Verifier = Callable[[Problem, str], Verdict]
@@ -59,7 +59,7 @@ Verifier = Callable[[Problem, str], Verdict]
 
 @dataclass(frozen=True)
 class Task:
-    """Problems to train on, problems held out, and how both are graded.
+    """Training problems, held-out problems, and their verifier.
 
     Raises
     ------
@@ -82,13 +82,13 @@ class Task:
     heldout: tuple[Problem, ...]
     verify: Verifier
     max_new_tokens: int
-    """Room for a right completion, and a little more."""
+    """A completion's limit in tokens: room for a right one, and a little more."""
     source: dict | None = None
-    """Of a task that is not a built-in one as it stands: what `task_of_run` needs to build it again in a new process."""
+    """For a task that is not built in: the data from which `task_of_run` rebuilds it in a new process."""
     seed: int | None = None
-    """Of the draw that decided which problems are held out, where there was one."""
+    """The seed of the draw of held-out problems, if there was one."""
     findings: tuple[str, ...] = ()
-    """In words: what was counted and left out while a published table was read (`load_table`)."""
+    """Sentences about the counted and omitted rows of a published table (`load_table`)."""
 
     def __post_init__(self) -> None:
         if not self.train or not self.heldout:
@@ -103,8 +103,8 @@ class Task:
 
     @property
     def identity(self) -> dict:
-        """What tells this task from any other, as JSON: the seed that drew the splits, a checksum of each, the verifier, and
-        the room for an answer."""
+        """The JSON that identifies this task: the seed of the splits, a checksum of each, the verifier, and the limit on an
+        answer."""
         return {"seed": self.seed, "train_sha256": _checksum(self.train), "heldout_sha256": _checksum(self.heldout),
                 "verifier": parts.described(self.verify), "max_new_tokens": self.max_new_tokens}
 
@@ -115,7 +115,7 @@ that no other gets its id."""
 
 
 def judged(verify: Verifier, problem: Problem, demonstration: str) -> Verdict:
-    """The verifier's verdict on a demonstration. One that passed is not judged again, as a task is built more than once."""
+    """The verifier's verdict on a demonstration. A right one is not judged again, because a task is built more than once."""
     known = hash((id(verify), problem.key, question(problem), problem.answer, demonstration))
     if known in _passed:
         return _passed[known][1]
@@ -147,8 +147,8 @@ def problem_from(row: dict) -> Problem:
 
 
 def leaks(train: Iterable[Problem], heldout: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
-    """Pairs of a held-out problem and a training problem that gives it away: the same key, or the question within a
-    prompt or a demonstration.
+    """Pairs of a held-out problem and a training problem that gives it away. They share a key, or the question stands within
+    a prompt or a demonstration.
 
     Time grows with the length of all texts, and not with the number of pairs: a question is looked for only in a text that
     holds the word of it that the fewest held-out questions have.
@@ -181,7 +181,7 @@ def _words(text: str) -> set[bytes]:
 
 
 def question(problem: Problem) -> str:
-    """The last message: what the problem asks."""
+    """The last message, which is the problem's question."""
     return problem.messages[-1]["content"]
 
 
@@ -192,9 +192,9 @@ def with_demonstrations(task: Task, share: float, seed: int = 0) -> Task:
     ----------
     task : Task
     share : float
-        Of the training problems that have one: above 0, at most 1. At least one problem keeps its demonstrations.
+        Share of the training problems with demonstrations: above 0, at most 1. At least one problem keeps its own.
     seed : int
-        Of the draw. With one seed a smaller share lies within each larger one.
+        Seed of the draw. With one seed, a smaller share is a part of each larger one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The task of a run, built again."""
+"""A run's task, rebuilt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hapo_lab.tasks.verifiers import VERIFIERS
 
 
 def task_of_run(manifest: dict) -> Task:
-    """The task of a run, built again from its `run.json`: exactly its problems, and its verifier.
+    """A run's task, rebuilt from its `run.json`: exactly its problems, and its verifier.
 
-    ValueError if they can't be had: the task is not the kit's, its file or its verifier's is gone or another one by now.
+    ValueError: the task is not the kit's, or its file or its verifier's is gone or has changed.
     """
     name, source, identity = manifest["task"], manifest["source"] or {}, manifest["problems"]
     seed, room = identity["seed"], identity["max_new_tokens"]

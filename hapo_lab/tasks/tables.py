@@ -1,7 +1,7 @@
 """A published table of problems as a task: Parquet, JSONL, or a data set of the hub.
 
-A file of your own is read strictly, so that you mend it (`jsonl`). Nobody mends 46,000 rows of others: what can't be used
-is counted, named, and left out.
+Your own file is read strictly, so that you correct it (`jsonl`). Nobody corrects 46,000 published rows: unusable ones are
+counted, named, and left out.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ COLUMNS = {"prompt": ("prompt", "problem", "question"),
            "answer": ("answer", "reward_model.ground_truth", "solution"),
            "demonstrations": ("demonstrations", "demonstration", "target_lst", "target", "generations"),
            "source": ("source", "data_source"), "key": ("key",), "split": ("split",)}
-"""Where each field is looked for: the kit's own names, those of LUFFY's files (verl's layout), and those of OpenR1-Math. The
-first that the table has is the field's; demonstrations are those of all that it has."""
+"""Field -> possible columns: the kit's own names, those of LUFFY's files (verl's layout), and those of OpenR1-Math. A field
+takes the first column that the table has; demonstrations take all of them."""
 SPLITS = {"train": "train", "heldout": "heldout", "test": "heldout"}
-"""What a column called split may say; anything else is left aside."""
+"""The values of a column `split`; others are ignored."""
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 """A name on the hub, and a split of it."""
 SHOWN = 3
-"""Rows that a finding names."""
+"""The number of rows that a finding names."""
 
 
 def is_table(name: str) -> bool:
-    """Whether the name of a task is that of a published table: Parquet, a folder, a data set of the hub, or JSONL in which
-    prompt or answer have other names than the kit's.
+    """Whether a task's name means a published table: Parquet, a folder, a data set of the hub, or JSONL with other names for
+    prompt or answer.
 
     >>> is_table("open-r1/OpenR1-Math-220k"), is_table("data/mine.jsonl"), is_table("sums")
     (True, False, False)
@@ -58,11 +58,11 @@ def _has_others_columns(path: Path) -> bool:
 
 def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, *, columns: Mapping[str, str] | None = None,
                test: str | Path | None = None, heldout: float = 0.2, seed: int = 0) -> Task:
-    """The task that a published table and a verifier make. What was left out, and why, is in its `findings`.
+    """The task of a published table and a verifier. Its `findings` say what was left out, and why.
 
     Left out are rows that can't be read, answers that the verifier can't read, questions that were asked before, and
     training problems that give a held-out one away (its words, `overlap.RUN` in a row, or all of it in a demonstration).
-    A demonstration that the verifier rejects is left out alone; its problem stays.
+    A rejected demonstration is left out, and its problem stays.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def load_table(source: str | Path, verify: str | Verifier, max_new_tokens: int, 
     max_new_tokens : int
         Room for a right completion, in tokens. A longer demonstration counts as missing when training begins.
     columns : mapping, optional
-        Field -> column, for a table whose columns are not in `COLUMNS`; dots lead into a column ("reward_model.ground_truth").
+        Field -> column, for columns that are not in `COLUMNS`; dots lead into a column ("reward_model.ground_truth").
     test : str or path, optional
         Another such table, whose problems are held out.
     heldout : float

@@ -1,4 +1,4 @@
-"""Verifiers: whether a completion is right, and why not."""
+"""Verifiers: whether a completion is right, and the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hapo_lab.tasks.problem import Problem, Verdict, Verifier
 
 
 def verify_json_record(problem: Problem, completion: str) -> Verdict:
-    """Right if the completion, as it stands, is JSON with the right values; white space and the order of keys are free."""
+    """Right if the whole completion is JSON with the right values; white space and the order of keys are free."""
     try:
         said = json.loads(completion)
     except json.JSONDecodeError as error:
@@ -32,7 +32,7 @@ _ISO_DATE = re.compile(r"(?<![\d-])(?:\d{4}-\d{2}-\d{2}|\d{8})(?![\d-])", re.ASC
 
 
 def verify_iso_date(problem: Problem, completion: str) -> Verdict:
-    """Right if the completion gives the date in ISO 8601 once or more, and no other one, whatever words stand around it.
+    """Right if the completion gives the date in ISO 8601 at least once, and no other date; other words are free.
 
     ISO 8601 has an extended form (1987-03-17) and a basic one (19870317); either is accepted.
     """
@@ -45,7 +45,7 @@ def verify_iso_date(problem: Problem, completion: str) -> Verdict:
 
 
 def verify_end(problem: Problem, completion: str) -> Verdict:
-    """Right if the completion ends with the answer, up to a full stop; what stands before is free."""
+    """Right if the completion ends with the answer, with or without a full stop; the text before is free."""
     said = completion.strip().removesuffix(".")
     if not said.endswith(problem.answer):
         return Verdict(False, f"it ends with {said[-12:]!r}; the end must be {problem.answer!r}")
@@ -79,7 +79,8 @@ VERIFIERS: dict[str, Verifier] = {"exact_match": exact_match, "last_number": las
 
 
 def load_verifier(verify: str | Verifier) -> Verifier:
-    """By name, or a function from a Python file of your own: "FILE.py:FUNCTION". The file is run, as `import` would run it."""
+    """A verifier by name, or a function from your own Python file, "FILE.py:FUNCTION". The file is run, as `import` would run
+    it."""
     if callable(verify):
         return verify
     if verify in VERIFIERS:
@@ -87,6 +88,6 @@ def load_verifier(verify: str | Verifier) -> Verifier:
     if ".py:" not in verify:
         raise ValueError(f"unknown verifier {verify!r}; choose one of {', '.join(VERIFIERS)}, or write FILE.py:FUNCTION.")
     if not callable(function := parts.load(verify)):
-        raise ValueError(f"verifier {verify!r} is no function.")
+        raise ValueError(f"verifier {verify!r} is not a function.")
     return function
 

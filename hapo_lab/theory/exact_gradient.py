@@ -1,4 +1,4 @@
-"""The expected update of a softmax policy over K actions: exact, and its bias taken apart.
+"""The expected update of a softmax policy over K actions, exact, and the parts of its bias.
 
 One prompt, one group, one token a completion; action a succeeds with probability q_a. With mu = pi . q, the gradient of
 the success probability in the logits is
@@ -6,9 +6,9 @@ the success probability in the logits is
     g = d mu / d logits,    g_a = pi_a (q_a - mu)
 
 A rollout's advantage depends on its own reward and on S alone, and given the rewards the actions are independent; their
-scores d log pi_a / d logits = e_a - pi have the mean g / mu after a success and -g / (1 - mu) after a failure. So
-S = 0..N are all the outcomes there are to sum over, whatever K is, and the student's part of every update is a multiple
-of g: only the teacher's term can turn the update away from it.
+scores d log pi_a / d logits = e_a - pi have the mean g / mu after a success and -g / (1 - mu) after a failure. So the sum
+runs over S = 0..N alone, whatever K is. The student's part of every update is a multiple of g: only the teacher's term can
+rotate the update.
 
 The update is that of a first inner epoch: every ratio is 1, and the clip is inactive.
 """
@@ -36,7 +36,7 @@ MOST_WORK = 10**9
 
 @dataclass(frozen=True)
 class ExpectedGradient:
-    """What one update does on average. Vectors are (K,), in the logits, in the direction of ascent."""
+    """The average of one update. Vectors are (K,), in the logits, in the direction of ascent."""
 
     success: float
     """mu."""
@@ -49,9 +49,9 @@ class ExpectedGradient:
     put_in: np.ndarray
     """The bias's first part: the teacher's sample, with its advantage in the new group."""
     taken_out: np.ndarray
-    """The second: minus the rollout whose seat it took, with its advantage in the old group."""
+    """The second: minus the replaced rollout, with its advantage in the old group."""
     recomputed: np.ndarray
-    """The third: what the new mean and std change for the rollouts that stay."""
+    """The third: the effect of the new mean and std on the rollouts that stay."""
     variance: float
     """E|update - E[update]|^2: the trace of the covariance."""
 
@@ -96,15 +96,15 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
     method : Method
         Its gate, seats, advantages, shaping, aggregation and entropy bonus are read; a completion limit is 1 token.
     teacher : int or (K,)
-        The demonstration's action, or the distribution that it is drawn from. It is verified: its reward is 1.
+        The demonstration's action, or its distribution. It is verified: its reward is 1.
     visit : int
         For gates with memory, see `injection.injection_chances`: the policy was the same in the earlier visits.
 
     Raises
     ------
     ValueError
-        Numbers that make no policy; a size that can't be summed in seconds; a method with both a reserved seat and
-        a gate that may open.
+        Invalid logits or probabilities; a size that takes more than seconds; a method with both a reserved seat and a gate
+        that may open.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A policy that follows the expected update: no luck, only drift. Arrays have an entry before each step, and a last one."""
+    """A policy that follows the expected update, without noise. Arrays have an entry before each step, and a last one."""
 
     success: np.ndarray
     """mu."""
@@ -188,12 +188,12 @@ def learning_curve(logits: ArrayLike, success_probs: ArrayLike, trials: int, met
 
 
 def teacher_margin(teacher_success: float, trials: int, method: Method) -> float:
-    """How much more often than the teacher's action another must succeed for a policy settled on the former to leave it.
+    """The margin in success by which an action must exceed the teacher's, for a policy settled on the teacher's to leave it.
 
-    Where the policy plays the teacher's action, of success q_T, but for a share of e, the other action's logit gains
-    2 e (c (q - q_T) - tau) a step on the teacher's: c from the students, tau = E[teachers' advantages] F'(log 1). So it
-    grows if and only if q - q_T > tau / c, which is returned. Below it the teacher is a ceiling; above, a delay at most.
-    Any entropy bonus is left out.
+    Let the policy play the teacher's action, of success q_T, except for a share e. Per step, the other action's logit gains 2
+    e (c (q - q_T) - tau) on the teacher's: c from the students, tau = E[teachers' advantages] F'(log 1). So it grows if and
+    only if q - q_T > tau / c, which is returned. Below it the teacher is a ceiling; above, only a delay. An entropy bonus is
+    ignored.
     """
     table = _table(replace(method, name=""), group_size(trials, smallest=2))
     chances = _chances(method, teacher_success, trials, visit=1)
@@ -340,7 +340,7 @@ def _next_state(gate: Gate, state: dict, trials: int) -> dict:
     after = [gate.decide(state, [""], [s], [trials], [0.5])[2] for s in (0, trials)]
     if after[0] != after[1]:
         raise ValueError(f"exact_gradient: {gate} remembers groups that were drawn from other policies, so its "
-                         "expected update is no function of the present one; use a gate without such a memory.")
+                         "expected update is not a function of the present one; use a gate without such a memory.")
     return after[0]
 
 

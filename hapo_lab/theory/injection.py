@@ -1,10 +1,10 @@
-"""How often a gate calls the teacher when the policy succeeds at a rate mu: exactly, and by two classical bounds.
+"""The probability that a gate injects if the policy succeeds at a rate mu: exact, and by two classical bounds.
 
     P(inject | mu) = sum over S of Binomial(S; N, mu) P(inject | S)
 
-The paper's Theorem 4.2 says, by a reader's account, that this goes to 0 as the policy improves. With N fixed it does
-so only where mu itself goes to 1. All gates but `BetaGate` are this kit's, to compare. The policy is held fixed here:
-each visit of the prompt draws S from Binomial(N, mu), anew.
+The paper's Theorem 4.2 says, by a reader's account, that it goes to 0 as the policy improves. With N fixed it does so only if
+mu itself goes to 1. All gates but `BetaGate` are this kit's, to compare. The policy is fixed here: each visit of the prompt
+draws S from Binomial(N, mu).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def binomial_cdf(k: ArrayLike, trials: ArrayLike, success_rate: ArrayLike) -> np
 def injection_chances(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
     """P(inject | S) for S = 0..N along a new last axis, exactly, at a prompt's `visit`-th visit (from 1).
 
-    Of a gate that remembers, over all that its earlier visits may have been, one group a step: `StepAnnealedGate` with the step
-    in the place of the visit. A gate of any other kind is asked for every history, as far as its states can be told apart.
+    For a gate with memory it is the mean over all histories of earlier visits, with one group per step. For
+    `StepAnnealedGate` the visit is the step. Any other gate is asked for every history with a distinct state.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def injection_probability(success_rate: ArrayLike, trials: int, gate: Gate, visi
 
 def injection_bracket(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1,
                       cells: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper) with lower <= P(inject | mu) <= upper, for every gate; where the value is exact they are equal.
+    """(lower, upper) with lower <= P(inject | mu) <= upper, for every gate; they are equal if the value is exact.
 
     With a discount below 1 the running sum s = discount s + S has too many values to count. It is followed on a grid
     of 1/`cells` of a success: rounded up it is never less than the true one, and a larger s injects less often, which
@@ -167,9 +167,9 @@ def chernoff_bound(success_rate: ArrayLike, trials: int, gate: Gate, visit: int 
 
 
 def purity_horizon(target: float, trials: int, gate: Gate, how: str = "exact", visit: int = 1) -> float:
-    """The success rate from which on P(inject | mu), or a bound on it, stays at most `target`.
+    """The success rate above which P(inject | mu), or a bound on it, is at most `target`.
 
-    `how` is "exact" (of a bracket the upper end), "hoeffding" or "chernoff". NaN: at no success rate.
+    `how` is "exact" (for a bracket its upper end), "hoeffding" or "chernoff". NaN: there is none.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the gates did in training: every decision, and the chance that it had by rollouts that took no part in it.
+"""The gates in training: every decision, and its predicted chance from rollouts that took no part in it.
 
 Before some of the steps, M more rollouts of each of the step's prompts were drawn, from the policy that then drew the step's
 groups. Of M with T right, N drawn without replacement hold s right with the chance
@@ -35,7 +35,7 @@ LAST = 20
 
 @dataclass(frozen=True)
 class PurityRun:
-    """A run in short. Lists have an entry a step, within it one a group."""
+    """A run in short. Lists have one entry per step, and within it one per group."""
 
     setting: str
     manifest: dict
@@ -47,7 +47,7 @@ class PurityRun:
     teacher_share: list[float | None]
     """Of the gradient's norm, see `StepRecord`; None: the step took none."""
     spare: dict[str, list[int]]
-    """Measured step (from 1) -> T, the successes of the rollouts that took no part, one number a group."""
+    """Measured step (from 1) -> T, the successes of the rollouts that took no part, one number per group."""
     spare_trials: int
     """M."""
     heldout: float
@@ -127,7 +127,7 @@ def step_chances(gate: Gate, state: dict, keys: Sequence[str], successes: Sequen
 
 
 def write(runs: Sequence[PurityRun], path: Path) -> None:
-    """A line a run, compressed; the same runs make the same bytes."""
+    """One line per run, compressed; the same runs make the same bytes."""
     disk.pack(path, [{f.name: getattr(run, f.name) for f in fields(run)} for run in runs])
 
 

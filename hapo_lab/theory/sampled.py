@@ -1,4 +1,4 @@
-"""The same policies as in `exact_gradient`, trained by luck: groups are drawn, and so are rewards. Many runs at a time."""
+"""The policies of `exact_gradient`, trained on sampled groups and rewards. Many runs at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sampled_curves(logits: ArrayLike, success_probs: ArrayLike, trials: int, met
     Parameters
     ----------
     logits, success_probs : (K,)
-        Where all runs begin, and each action's P(reward 1).
+        The runs' first logits, and each action's P(reward 1).
     trials : int
         N, a reserved teacher's seat included.
     method : Method

@@ -1,4 +1,4 @@
-"""Training in a thread of its own: paused, stepped, stopped and changed while it runs.
+"""Training in its own thread: paused, stepped, stopped and changed while it runs.
 
     run = run_in_background(trainer)
     run.pause(), run.step(), run.go()
@@ -16,15 +16,15 @@ from hapo_lab.training.trainer import Trainer, in_background
 
 
 class Run:
-    """A trainer at work in a thread of its own. Every method may be called from any thread, and none but `join` and `end`
-    waits. An order acts at the end of the step that is under way. When the interpreter exits, the run stops and saves."""
+    """A trainer at work in its own thread. Every method may be called from any thread, and only `join` and `end` wait. An
+    order acts at the end of the present step. When the interpreter exits, the run stops and saves."""
 
     def __init__(self, trainer: Trainer, tell: Callable[[Run], None] | None = None):
         self.trainer = trainer
         self.state = "running"
         """"running", "paused"; and in the end "finished", "stopped", or "failed"."""
         self.error: Exception | None = None
-        """What made it fail, or what `tell` raised first; `join` raises it."""
+        """The error that made it fail, or the first one that `tell` raised; `join` raises it."""
         self._order = "go"
         self._ordered = threading.Condition()
         self._tell = tell
@@ -35,19 +35,19 @@ class Run:
         self.thread.start()
 
     def pause(self) -> None:
-        """Stop after the step that is under way, ready to go on."""
+        """Pause after the present step."""
         self._give("pause")
 
     def step(self) -> None:
-        """Take one more step (the one that is under way, if there is one), then pause."""
+        """Take one step, or finish the present one, then pause."""
         self._give("step")
 
     def go(self) -> None:
-        """Go on after a pause."""
+        """Continue after a pause."""
         self._give("go")
 
     def stop(self) -> None:
-        """End after this step, saved. `run_in_background` with the same trainer goes on."""
+        """End after this step, saved. `run_in_background` with the same trainer continues."""
         self._give("stop")
 
     def end(self) -> None:
@@ -56,7 +56,8 @@ class Run:
         self._wait()
 
     def join(self) -> None:
-        """Wait for the end. Ctrl-C, or the notebook's interrupt, stops the run after its step; raises what made it fail."""
+        """Wait for the end. Ctrl-C, or the notebook's interrupt, stops the run after its step. Raises the error of a failed
+        run."""
         try:
             self._wait()
         except KeyboardInterrupt:
@@ -67,7 +68,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """What it is doing, in one line for the reader."""
+        """Its state, in one line for the reader."""
         log = self.trainer.log
         where = f"step {len(log.steps)} of {log.planned}"
         if self.state == "running":
@@ -132,10 +133,10 @@ def run_in_background(trainer: Trainer, tell: Callable[[Run], None] | None = Non
     Parameters
     ----------
     trainer : Trainer
-        One that isn't at work already; ValueError otherwise.
+        ValueError: it is at work already.
     tell : callable, optional
-        Called with the `Run` in the training's thread, after each step and whenever its state changes: to redraw. It
-        must not print. If it raises, it is not called again, the training goes on, and `error` has it.
+        Called with the `Run` in the training's thread, after each step and whenever its state changes: to redraw. It must not
+        print. If it raises, it is not called again, the training continues, and `error` holds the exception.
 
     Examples
     --------

@@ -28,8 +28,8 @@ class Rows:
         return cls(prompts, [r for group in groups for r in group], [i for i, group in enumerate(groups) for _ in group])
 
     def packs(self, some: Iterable[int], token_budget: int) -> list[list[int]]:
-        """Some rows in packs of at most `token_budget` tokens, a prompt counted once a pack. A rollout that is longer than
-        that, with its prompt, is a pack alone."""
+        """Some rows in packs of at most `token_budget` tokens, with a prompt counted once per pack. A longer rollout, with
+        its prompt, is a pack alone."""
         packs: list[list[int]] = []
         used = 0
         for i in some:
@@ -57,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an update learns from: groups as tensors."""
+    """The groups of an update as tensors."""
 
     method: Method
     """What the loss is made by."""
@@ -69,9 +69,9 @@ class Batch:
     token_mask: torch.Tensor
     """(B, T) bool"""
     weights: torch.Tensor
-    """(B, T): what a token's objective counts in the loss; of the whole batch, dead groups included"""
+    """(B, T): the weight of a token's objective in the loss of the whole batch, dead groups included"""
     entropy_weights: torch.Tensor
-    """(B, T): what a token's entropy counts in the tokens' mean entropy"""
+    """(B, T): the weight of a token's entropy in the tokens' mean entropy"""
     engine_logp: torch.Tensor
     """(B, T): 0 where the engine gave none"""
     measured: torch.Tensor

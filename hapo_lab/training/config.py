@@ -14,39 +14,42 @@ class Config:
     """
 
     steps: int = 30
+    """Training steps."""
     prompts: int = 4
-    """Problems a step."""
+    """Problems per step."""
     group_size: int = 8
-    """N: rollouts a problem, a reserved teacher's seat included."""
+    """N: rollouts per problem, a reserved teacher's seat included."""
     learning_rate: float = 4e-4
-    """At its highest. A LoRA adapter that trains for tens of steps wants a few 1e-4; that of `tiny`, 2e-3."""
+    """The highest learning rate. A LoRA adapter that trains for tens of steps needs a few 1e-4; that of `tiny`, 2e-3."""
     warmup: int = 4
-    """Steps in which the learning rate rises from 0; afterwards it falls on a line to `final_rate`."""
+    """Steps in which the learning rate rises linearly from 0. After them it falls linearly to `final_rate`."""
     final_rate: float = 0.1
     """The last step's learning rate, as a share of the highest."""
     inner_epochs: int = 1
-    """Optimizer steps on one batch of rollouts."""
+    """Passes over one batch of rollouts."""
     minibatches: int = 1
-    """Optimizer steps in each inner epoch: the step's prompts are dealt out to so many."""
+    """Optimizer steps per inner epoch. The step's prompts are split among them."""
     max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this norm."""
     temperature: float = 1.0
+    """Of the softmax that the rollouts are sampled from."""
     token_budget: int = 512
-    """Tokens in one forward and backward pass: memory, not results, depends on it. A completion that is longer, with its
-    prompt, is a pass alone, in which each layer is computed twice and forgotten once."""
+    """Tokens per forward and backward pass. It changes memory, not results. A longer completion, with its prompt, is a pass
+    alone: its layers are computed twice, to save memory."""
     importance_cap: float = 2.0
-    """Bounds the weight pi_trainer / pi_engine that corrects a sampled token for its engine's other arithmetic."""
+    """Upper bound on the weight pi_trainer / pi_engine, which corrects a sampled token for the engine's rounding."""
     eval_every: int = 10
     """Steps between two evaluations on held-out problems; 0: none."""
     eval_samples: int = 2
-    """Samples a held-out problem in those."""
+    """Samples per held-out problem in those evaluations."""
     save_every: int = 10
     """Steps between two checkpoints."""
     seed: int = 0
-    """The run's. From it, each use draws a seed of its own (`seeds.derive`), unless one of those below is set."""
+    """The run's seed. Each use derives its own seed from it (`seeds.derive`), unless one of those below is set."""
     order_seed: int | None = None
-    """In place of `seed`, for the order of the problems."""
+    """Replaces `seed` for the order of the problems."""
     sampling_seed: int | None = None
-    """In place of `seed`, for the rollouts, the evaluations while training, and what a gate draws."""
+    """Replaces `seed` for the rollouts, the evaluations during training, and a gate's random draws."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -76,8 +79,8 @@ TINY = Config(steps=60, prompts=8, learning_rate=2e-3)
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then linear decay; `step` counts from 1. After the last planned step, of a run that was extended, it
-    stays where it ended."""
+    """Linear warm-up, then linear decay; `step` counts from 1. In an extended run it keeps its last value after the last
+    planned step."""
     if step <= config.warmup:
         return config.learning_rate * step / config.warmup
     done = min((step - config.warmup) / max(config.steps - config.warmup, 1), 1)

@@ -1,4 +1,4 @@
-"""Demonstrations by a teacher model: it is asked, the verifier judges, and a right completion is kept."""
+"""Demonstrations by a teacher model: it samples, the verifier judges, and a right completion is kept."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hapo_lab.tasks.problem import Task, Verifier
 
 
 class Demonstrations:
-    """A task file's missing demonstrations, and another file that takes them in. Held-out problems need none.
+    """A task file's missing demonstrations, and the file that they are written to. Held-out problems need none.
 
     The other file holds every problem from the start, and is replaced as a whole after each batch: whenever the work stops,
-    it goes on from there. What was asked of whom stands on each line, as `teacher`: another model, or more samples, ask
+    it continues from there. Each line names the model and the samples, as `teacher`: another model, or more samples, tries
     again where none was found.
 
     Parameters
     ----------
     file : path or Task
-        As `load_jsonl` reads it; or a task that was not read from a file.
+        A file as for `load_jsonl`, or a task that does not come from a file.
     out : path
-        What is written; it may be `file`.
+        The file to write; it may be `file`.
     verify : Verifier
     model : str
         The teacher's name.
@@ -55,12 +55,12 @@ class Demonstrations:
 
     @property
     def found(self) -> int:
-        """Demonstrations where `file` has none."""
+        """Demonstrations found so far that `file` lacks."""
         return sum(self.rows[i].problem.demonstration is not None for i in self.missing)
 
     @property
     def pending(self) -> list[int]:
-        """The rows that are still to be asked for."""
+        """The rows that still need a demonstration."""
         return [i for i in self.missing if self.rows[i].problem.demonstration is None and not self._asked(self.rows[i])]
 
     def _asked(self, row: Row) -> bool:
@@ -68,7 +68,7 @@ class Demonstrations:
         return isinstance(before, dict) and before.get("model") == self.model and before.get("samples", 0) >= self.samples
 
     def sample(self, policy: Policy, sampling: Sampling, batch: int = 4, seed: int = 0) -> Iterator[int]:
-        """Ask for all that is pending, `batch` problems at a time; yields how many were asked."""
+        """Sample for all pending rows, `batch` problems at a time. Yields the number of problems of each batch."""
         todo, engine = self.pending, TransformersEngine(policy)
         prompts = {i: prompt_ids(policy, self.rows[i].problem) for i in todo}
         for i, prompt in prompts.items():

@@ -58,11 +58,8 @@ class Evaluation:
 
 
 def interval_over_problems(rates: np.ndarray, mass: float = 0.95) -> tuple[float, float]:
-    """An interval of the mean of (problems,) rates in [0, 1]. Problems are what varies: they are resampled (percentile
-    bootstrap).
-
-    Where all have the same rate there is nothing to resample. Then it is Clopper-Pearson's, a problem being a trial and
-    rate x problems the successes.
+    """An interval of the mean of (problems,) rates in [0, 1]. It resamples problems (percentile bootstrap). If all have the
+    same rate it is Clopper-Pearson's, with one trial per problem and rate x problems successes.
     """
     if np.ptp(rates) == 0:
         return _clopper_pearson(float(rates.mean()) * len(rates), len(rates), mass)
@@ -72,8 +69,8 @@ def interval_over_problems(rates: np.ndarray, mass: float = 0.95) -> tuple[float
 
 
 def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float, float]:
-    """Clopper and Pearson's (1934) interval of a success rate. As quantiles of beta distributions it also takes successes
-    that are no whole number."""
+    """Clopper and Pearson's (1934) interval of a success rate. As quantiles of beta distributions it also takes fractional
+    successes."""
     tail, failures = (1 - mass) / 2, trials - successes
     low = stats.beta.ppf(tail, successes, failures + 1) if successes else 0.0
     high = stats.beta.isf(tail, successes + 1, failures) if failures else 1.0
@@ -81,15 +78,15 @@ def _clopper_pearson(successes: float, trials: int, mass: float) -> tuple[float,
 
 
 class Graded(Protocol):
-    """Whatever brings a verifier, as a task does."""
+    """Anything with a verifier, such as a task."""
 
     @property
     def verify(self) -> Verifier:
-        """How its completions are judged."""
+        """The verdict on a completion."""
 
 
 def grade(task: Graded, problem: Problem, completion: Completion) -> Rollout:
-    """A completion with its verdict. One that was cut at the length limit scores 0, whatever it says."""
+    """A completion with its verdict. A completion that was cut at the length limit scores 0."""
     verdict = task.verify(problem, completion.text)
     reason = verdict.reason if completion.finished else f"cut at {len(completion.ids)} tokens"
     return Rollout(completion.ids, completion.text, float(verdict.correct and completion.finished), reason,
@@ -104,7 +101,7 @@ def draw(policy: Policy, engine: Engine, task: Graded, problems: Sequence[Proble
 
 
 def demonstrated(policy: Policy, task: Task, problem: Problem, limit: int, most: int = 1) -> list[Rollout]:
-    """The first `most` of a problem's demonstrations as graded rollouts; none that is longer than `limit` tokens."""
+    """The first `most` of a problem's demonstrations as graded rollouts, without those longer than `limit` tokens."""
     found = []
     for text in problem.demonstrations[:most]:
         ids = demonstration_ids(policy, replace(problem, demonstration=text), limit)
@@ -125,7 +122,7 @@ def evaluate(policy: Policy, engine: Engine, task: Task, problems: tuple[Problem
              sampling: Sampling | None = None, seed: int = 0) -> Evaluation:
     """Sample and grade: by default every held-out problem, 8 times, at temperature 1.
 
-    The seed draws otherwise than a training run of the same seed does.
+    Its draws differ from those of a training run with the same seed.
 
     >>> policy, task = load_policy("tiny"), load_task("sums")
     >>> found = evaluate(policy, TransformersEngine(policy), task, task.heldout[:2], samples=4)

@@ -1,4 +1,4 @@
-"""What stands around a training step: the words for what breaks off, the clock, Ctrl-C."""
+"""Guards around a training step: messages for failures, the clock, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hapo_lab.tasks.problem import Problem
 
 
 class TrainingError(RuntimeError):
-    """The run can't go on; the last good state is kept. What a `Trainer` raises says why, and what to do.
+    """The run can't continue; the last good state is kept. The message says why, and what to do.
 
     >>> try:                                                # around `for record in trainer`
     ...     raise TrainingError("step 3 is refused, because the loss is nan")
@@ -28,7 +28,7 @@ class TrainingError(RuntimeError):
 
 @contextmanager
 def writing(folder: Path | None) -> Iterator[None]:
-    """A full disk, in words. The step that didn't fit is done again when the run resumes."""
+    """A full disk becomes a `TrainingError`. A resumed run repeats the step that did not fit."""
     try:
         yield
     except OSError as error:
@@ -38,7 +38,7 @@ def writing(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """An engine that can't answer, in words. The step that it broke off is done again."""
+    """An engine's failure becomes a `TrainingError`. The trainer repeats the interrupted step."""
     try:
         yield
     except EngineError as error:
@@ -47,13 +47,14 @@ def sampling() -> Iterator[None]:
 
 
 def looked_through(problems: Sequence[Problem], what: str) -> Iterator[Problem]:
-    """The problems, under a bar where that takes longer than two seconds: tens of thousands of long demonstrations do."""
+    """The problems, under a progress bar if this takes longer than two seconds, as with tens of thousands of long
+    demonstrations."""
     return iter(tqdm(problems, desc=what, unit=" problems", delay=2, leave=False))
 
 
 @contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Adds what a phase takes to its seconds."""
+    """Add a phase's duration to its seconds."""
     start = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - start
@@ -61,7 +62,7 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @contextmanager
 def interrupt_asks(asked: threading.Event) -> Iterator[None]:
-    """Turn the first Ctrl-C into an event that is looked at between two steps. Only the main thread receives Ctrl-C."""
+    """Turn the first Ctrl-C into an event, which is checked between two steps. Only the main thread receives Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

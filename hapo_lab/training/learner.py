@@ -26,11 +26,11 @@ Read = tuple[torch.Tensor, torch.Tensor]
 
 
 class NotFinite(ArithmeticError):
-    """What is not finite, in words."""
+    """The loss or its gradient is not finite; the message says which."""
 
 
 class Learner:
-    """The policy's optimizer, and the gradients that it follows."""
+    """The policy's optimizer, and its gradients."""
 
     def __init__(self, policy: Policy, method: Method, config: Config, sampling: Sampling):
         self.policy, self.method, self.config, self.sampling = policy, method, config, sampling
@@ -41,13 +41,12 @@ class Learner:
         self.scaler = self._new_scaler()
         """In float16 a token's share of a large batch's gradient would be 0: the loss is scaled up, and the gradients down."""
         self.torn = False
-        """The policy has moved in a step that is not in the run log (yet)."""
+        """Whether the policy has moved in a step that the run log does not hold (yet)."""
 
     def update(self, groups: list[Group], rate: float, method: Method | None = None) -> dict:
-        """The optimizer's steps on one batch, by the learner's method or another; returns what a `StepRecord` says of them.
-
-        NotFinite where the loss or its gradient is not finite: then this optimizer step is not taken. EngineError: see
-        `Batch.of`.
+        """The optimizer's steps on one batch, by the learner's method or another. Returns the update's part of a
+        `StepRecord`. NotFinite: the loss or its gradient is not finite, and this optimizer step is not taken. EngineError:
+        see `Batch.of`.
         """
         batches = [Batch.of(part, [prompt_ids(self.policy, g.problem) for g in part], method or self.method, self.sampling)
                    for part in _dealt(groups, self.config.minibatches)]
@@ -88,8 +87,8 @@ class Learner:
     def _optimizer_step(self, batch: Batch, packs: list[list[int]], before: Read | None) -> tuple[Read, dict, int]:
         """Returns (B, T) log-probs and entropies of the policy before it, or `before`; figures; how often float16 overflowed.
 
-        Where float16 overflows in a gradient, `GradScaler` skips the step and halves the scale. It is then done again on the
-        same batch, because its rollouts cost far more than its gradients.
+        Where float16 overflows in a gradient, `GradScaler` skips the step and halves the scale. It is then repeated on the
+        same batch, because the rollouts cost far more than the gradients.
         """
         skipped = 0
         while True:
@@ -205,12 +204,12 @@ class Learner:
 
 
 def _dealt(groups: list[Group], parts: int) -> list[list[Group]]:
-    """Groups in so many parts, as equal as can be; none is empty."""
+    """Groups in at most `parts` parts of nearly equal size, none of them empty."""
     return [part for i in range(parts) if (part := groups[i * len(groups) // parts:(i + 1) * len(groups) // parts])]
 
 
 def _figures(batches: list[Batch], before: list[Read]) -> dict:
-    """What a `StepRecord` says of what was learned from, by the policy's log-probs and entropies before the update."""
+    """The figures of a `StepRecord` about the trained tokens, from the policy's log-probs and entropies before the update."""
     def chosen(values: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat([x[mask] for x, mask in zip(values, masks, strict=True)])
 
@@ -226,7 +225,7 @@ def _figures(batches: list[Batch], before: list[Read]) -> dict:
 
 
 def with_lessons(update: dict, lessons: dict) -> dict:
-    """What a `StepRecord` says of a step in which demonstrations had an update of their own, after the others'."""
+    """The figures of a `StepRecord` for a step with a second update, on demonstrations alone."""
     student, teacher = (figures["grad_norm"] or 0.0 for figures in (update, lessons))
     both = {"tokens_trained": update["tokens_trained"] + lessons["tokens_trained"],
             "skipped": update.get("skipped", 0) + lessons.get("skipped", 0)}
@@ -235,7 +234,7 @@ def with_lessons(update: dict, lessons: dict) -> dict:
 
 
 def _known_mean(values: list[float]) -> float | None:
-    """Of the minibatches in which there was something to measure."""
+    """The mean over the minibatches with a measured value."""
     known = [x for x in values if not math.isnan(x)]
     return sum(known) / len(known) if known else None
 

@@ -1,4 +1,4 @@
-"""Which problems a step asks: a function of (seed, step)."""
+"""The problems of a step, as a function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hapo_lab.training.config import Config
 
 
 def problems_of(step: int, problems: Sequence[Problem], config: Config) -> list[Problem]:
-    """The step's, of all that there are to train on: in a new order each time round."""
+    """The step's training problems, in a new order in each epoch."""
     first, size = (step - 1) * config.prompts, len(problems)
     places = [divmod(i, size) for i in range(first, first + config.prompts)]
     orders = {epoch: _order(epoch, size, config.seed_of("order")) for epoch, _ in places}
@@ -20,7 +20,7 @@ def problems_of(step: int, problems: Sequence[Problem], config: Config) -> list[
 
 
 def others_for(step: int, again: int, problems: Sequence[Problem], config: Config) -> list[Problem]:
-    """Problems to draw in addition, the `again`-th time in this step, by a method that throws dead groups away."""
+    """Further problems for the `again`-th redraw of this step, by a method that discards dead groups."""
     rng = random.Random(derive(config.seed_of("order"), "redraw", step, again))
     return rng.sample(problems, min(config.prompts, len(problems)))
 

@@ -19,7 +19,7 @@ from hapo_lab.training.trainer import Trainer
 def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
     """A run's parts. The adapter is a new one: a checkpoint holds the trained one.
 
-    ValueError if a part can't be had as it was.
+    ValueError: a part can't be restored.
     """
     try:
         config, method, task = Config(**manifest["config"]), method_from(manifest["method"]), task_of_run(manifest)
@@ -33,11 +33,11 @@ def rebuild(manifest: dict) -> tuple[Policy, Task, Method, Config]:
 
 
 def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -> Trainer:
-    """The trainer of a run in a folder, as its last checkpoint left it: model, task and method are rebuilt from its run.json.
+    """The trainer of a run's folder, at its last checkpoint. Model, task and method are rebuilt from its run.json.
 
-    `steps` extends the run to so many in all. A task or verifier that was defined in a notebook, and an engine of your own, are
-    not in there: make the `Trainer` yourself then, with resume=True. ValueError if a part can't be rebuilt as it was, if the
-    folder holds no run, or one that is to take as many steps anyway.
+    `steps` extends the run to this number in all. run.json does not hold a task or verifier from a notebook, or your own
+    engine: then make the `Trainer` yourself, with resume=True. ValueError: a part can't be restored; the folder holds no run;
+    the run has at least `steps` steps already.
 
     >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
     >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))

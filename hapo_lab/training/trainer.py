@@ -41,29 +41,29 @@ from hapo_lab.training.order import others_for, problems_of
 class Trainer:
     """Iterate over it to train: each item is one finished step.
 
-    Ctrl-C, or the notebook's interrupt, lets the step finish, saves, and ends the iteration; iterate again to go on.
-    A cell that trains can be run again at any time: before a trainer is made or iterated, training in the background
-    (`run_in_background`) with the same policy or in the same folder is stopped, and has saved.
+    Ctrl-C, or the notebook's interrupt, lets the step finish, saves, and ends the iteration; iterate again to continue.
+    A training cell can be run again at any time. Making or iterating a trainer first stops, and saves, every training in the
+    background (`run_in_background`) with the same policy or folder.
 
     Parameters
     ----------
     policy, task, method, config
-        What learns, from what, how, and the numbers (default: `Config()`).
+        The model, the problems, the method, and the numbers (default: `Config()`).
     folder : path, optional
-        Where the run is written; None keeps it in memory. A folder that holds a run already is refused, unless
+        The run's folder; None keeps the run in memory. A folder that holds a run is refused, unless
     resume : bool
-        True: go on from its last checkpoint. Steps after that are dropped and done again, with the changes of the gate
-        that were made then. All must be as it was but the gate's numbers, which a method with new ones changes from here on,
-        and `config.steps`: a larger number extends the run, at the learning rate that it had planned to end with.
+        True: continue from its last checkpoint. Later steps are dropped and repeated, with their changes of the gate.
+        Everything must be the same, with two exceptions. New numbers of the gate act from here on. A larger `config.steps`
+        extends the run, at its planned final learning rate.
     engine : "auto", "transformers", "vllm", or an Engine
-        Draws the rollouts; "auto" takes vLLM where it is installed and pays (`engines.choice`). Not part of what
-        identifies a run; run.json notes it with the versions.
+        Draws the rollouts; "auto" takes vLLM if it is installed and pays (`engines.choice`). It does not identify a run;
+        run.json records it with the versions.
 
     Raises
     ------
     ValueError
-        The folder holds a run, or another one than is to be resumed; a prompt is too long; run.json could not give the method
-        back as it is (a gate or shaping from a notebook), so that no resume would be right.
+        The folder holds a run, or a different one from the one to resume; a prompt is too long; run.json could not restore
+        the method (a gate or shaping from a notebook).
 
     Examples
     --------
@@ -91,7 +91,7 @@ class Trainer:
         for stage in method.stages:
             self._warn(stage)
         self.gate_state: dict = {}
-        """What the gate remembers from step to step, as JSON; checkpoints hold it."""
+        """The gate's memory, as JSON; checkpoints hold it."""
         self.waiting: list[int] = []
         """Numbers, in `task.train`, of the problems whose demonstrations a method has set aside; checkpoints hold them too."""
         self._stop = threading.Event()
@@ -123,23 +123,23 @@ class Trainer:
                     return
 
     def stop(self) -> None:
-        """Let the iteration end after this step, saved, as Ctrl-C does. From any thread."""
+        """End the iteration after this step, saved, as Ctrl-C does. From any thread."""
         self._stop.set()
 
     @property
     def gate(self) -> Gate:
-        """As it decides from the next step on: the method's, with the numbers as they were changed last."""
+        """The gate from the next step on: the method's, with the last changes of its numbers."""
         given = method_described(self.method)["gate"]
         changed = {name: parts.rebuilt(value, PARTS) for name, value in self.log.gate(self._next).items()
                    if value != given.get(name)}  # its kind is what it was: another one is another run
         return with_numbers(self.method.gate, **changed) if changed else self.method.gate
 
     def change(self, *, alpha: float | None = None, beta: float | None = None, threshold: float | None = None) -> Gate:
-        """Give the gate other numbers, from the next step on; a step that is under way keeps its gate. From any thread.
+        """Give the gate other numbers, from the next step on; the present step keeps its gate. From any thread.
 
-        The change is an event of the run log, and on disk when this returns: a run that is killed makes it again after the
-        same step, when it resumes. Returns the changed gate; ValueError, and nothing changed, if a number has no meaning
-        or the method's gate has none of that name.
+        The change is an event of the run log, and on disk when this returns. A killed run repeats it after the same step when
+        it resumes. Returns the changed gate; ValueError, without a change: a number is invalid, or the method's gate has none
+        of that name.
         """
         asked = {"alpha": alpha, "beta": beta, "threshold": threshold}
         numbers = {name: number(name, value) for name, value in asked.items() if value is not None}
@@ -160,7 +160,7 @@ class Trainer:
             self.log.event(kind, **facts)
 
     def save(self) -> None:
-        """Write a checkpoint, if the run has a folder. TrainingError if it can't be written; the one before stays."""
+        """Write a checkpoint, if the run has a folder. TrainingError: it can't be written; the previous one stays."""
         step = len(self.log.steps)
         if self.log.folder:
             with writing(self.log.folder):
@@ -178,7 +178,7 @@ class Trainer:
     # one step ------------------------------------------------------------------------------------------------------
 
     def _whole_step(self, step: int) -> StepRecord:
-        """A step with all that it leaves on disk."""
+        """A step with all its files."""
         with self.log.lock:
             method, self._begun = self._method(step), step  # a change now acts on the step after this one
         try:
@@ -196,7 +196,7 @@ class Trainer:
         return record
 
     def _method(self, step: int) -> Method:
-        """As it stands in a step: the stage that the run has come to, with the gate's numbers as they were changed last."""
+        """The method of a step: the run's present stage, with the last changes of the gate's numbers."""
         stage = self.method.at((step - 1) / self.config.steps)
         return replace(stage, gate=self.gate) if stage.gate == self.method.gate else stage
 
@@ -237,7 +237,7 @@ class Trainer:
         return record, groups, gate_state, waiting
 
     def _set_aside(self, method: Method, groups: list[Group]) -> tuple[list[Group], list[int]]:
-        """Demonstrations alone for an update of their own, if enough wait by now; and whose go on waiting."""
+        """Groups of waiting demonstrations for a separate update, if enough wait; and the problems that still wait."""
         if not method.aside:
             return [], self.waiting
         place = {id(p): i for i, p in enumerate(self.task.train)}
@@ -249,16 +249,16 @@ class Trainer:
         return [teach(LESSON, Group(p, ()), self.demonstration(p)) for p in due], waiting[enough:]
 
     def problems(self, step: int) -> list[Problem]:
-        """The step's problems: the training split in a new order each time round. A method that only imitates is given those
-        that have a demonstration, if there are any."""
+        """The step's problems: the training split, in a new order in each epoch. A method that only imitates gets those with
+        a demonstration, if there are any."""
         some = self.with_demonstration if self._method(step).mu == 1 else ()
         return problems_of(step, some or self.task.train, self.config)
 
     def _sample(self, step: int, method: Method) -> tuple[list[Group], list[Group]]:
-        """The step's groups as sampled, and those that a method with `redraws` has thrown away for others.
+        """The step's groups as sampled, and the groups that a method with `redraws` has discarded.
 
-        If no more than that many redraws fill the step, it goes on with the mixed groups that there are; without any, with
-        its first ones, which teach nothing.
+        If that many redraws do not fill the step, it continues with the mixed groups found; without any, with its first
+        groups, which teach nothing.
         """
         seed = derive(self.config.seed_of("sampling"), "rollouts", step)
         drawn = self._draw(self.problems(step), method, seed)
@@ -285,7 +285,7 @@ class Trainer:
         return [groups[i] for i in range(len(problems))]
 
     def _compare(self, sampled: list[Group]) -> None:
-        """TrainingError if the engine samples from another policy than the one that is trained."""
+        """TrainingError: the engine samples from a policy other than the trained one."""
         prompts = [prompt_ids(self.policy, g.problem) for g in sampled]
         drawn = [[(r.ids, r.engine_logps) for r in g.rollouts] for g in sampled]
         if why := engine_differs(self.policy.model, engine_gap(self.policy.model, prompts, drawn, self.sampling.temperature)):
@@ -305,7 +305,7 @@ class Trainer:
     # setting up ----------------------------------------------------------------------------------------------------
 
     def demonstration(self, problem: Problem) -> Rollout | None:
-        """The problem's demonstration as a rollout. None if there is none, or if it is longer than the limit."""
+        """The problem's demonstration as a rollout; None if it is missing or longer than the limit."""
         return next(iter(demonstrated(self.policy, self.task, problem, self.sampling.max_new_tokens)), None)
 
     def _check_prompts(self) -> None:
@@ -317,20 +317,20 @@ class Trainer:
         self.with_demonstration = tuple(p for p in looked_through(self.task.train, "demonstrations")
                                         if demonstrated(self.policy, self.task, p, new, most))  # that is not too long
         if most > 1 and not any(problem.more_demonstrations for problem in self.task.train):
-            raise ValueError(f"{self.method.name} takes several demonstrations a problem, and task {self.task.name!r} has one "
+            raise ValueError(f"{self.method.name} takes several demonstrations per problem; task {self.task.name!r} has one "
                              "at most: add more, or choose another method.")
 
     @property
     def _next(self) -> int:
-        """The first step that has not asked for the gate yet."""
+        """The first step whose gate has not decided yet."""
         return max(len(self.log.steps), self._begun) + 1
 
     def _warn(self, method: Method) -> None:
-        """A gate that can't close says so once: here, and not in a thread whose words reach nobody."""
+        """Warn of a gate that can't close, here instead of in a thread whose warnings nobody sees."""
         warn_of_size(method.gate, self.config.group_size - method.teacher_seats, replaces=method.seat == "replace")
 
     def _end_background(self) -> None:
-        """Two threads would spoil a policy, or a folder, that they share."""
+        """Stop other threads that train the same policy or in the same folder."""
         for other, run in list(in_background.items()):
             folders = [trainer.log.folder and trainer.log.folder.resolve() for trainer in (self, other)]
             shared = other.policy.model is self.policy.model or (folders[0] and folders[0] == folders[1])
@@ -365,7 +365,7 @@ class Trainer:
                                 "start again with a new policy and trainer.")
         found = checkpoint.load(folder / "checkpoints", self.policy, self.learner.optimizer, self.learner.scaler, at_most=steps)
         if not found and steps:
-            raise ValueError(f"{folder} holds {steps} steps and no checkpoint to go on from: choose another folder.")
+            raise ValueError(f"{folder} holds {steps} steps and no checkpoint: choose another folder.")
         with writing(folder):
             step, self.gate_state, self.waiting = found or (0, {}, [])
             self.log.rewind(step)
@@ -376,7 +376,7 @@ class Trainer:
 
 
 class Driver(Protocol):
-    """What takes a trainer's steps in another thread (`background.Run`)."""
+    """The owner of a thread that takes a trainer's steps (`background.Run`)."""
 
     thread: threading.Thread
 
