@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from test_figures import a_log
 
@@ -17,7 +18,7 @@ from hapo_lab.loss import group_advantages, ratio
 from hapo_lab.methods import GRPO, HAPO
 from hapo_lab.pictures.animation import MOST, animation, step_figure
 from hapo_lab.pictures.cheat_sheet import cheat_sheet
-from hapo_lab.pictures.glossary import DEFAULTS, MARKS, TERMS
+from hapo_lab.pictures.glossary import DEFAULTS, LESSONS_WORDS, MARKS, TERMS
 from hapo_lab.pictures.style import to_png
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.theory.injection import injection_probability
@@ -105,6 +106,23 @@ def test_the_sheet_has_every_term_and_number_of_the_page():
     for what, value, mark in DEFAULTS:
         assert f"| {what} | {value} | {mark} |" in page and {what, value, mark} <= sheet
     assert {mark for _, _, mark in DEFAULTS} <= set(re.findall(r"\[\w+\]", MARKS))
+
+
+def test_nothing_on_the_sheet_meets_another_text_or_leaves_the_page():
+    sheet = cheat_sheet()
+    renderer = FigureCanvasAgg(sheet).get_renderer()
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in sheet.texts if text.get_text().strip()]
+    assert len(boxes) > 100
+    assert not [said for said, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > sheet.bbox.x1 or box.y1 > sheet.bbox.y1]
+    assert not [(one, other) for i, (one, a) in enumerate(boxes) for other, b in boxes[i + 1:]
+                if a.x0 < b.x1 and b.x0 < a.x1 and a.y0 + 1 < b.y1 and b.y0 + 1 < a.y1]
+
+
+def test_every_lesson_s_word_is_on_the_page_and_in_a_lesson():
+    page = (DOCS / "glossary.md").read_text()
+    lessons = " ".join(path.read_text() for path in (DOCS.parent / "notebooks").glob("[01]*.ipynb")).lower()
+    for word, meaning in LESSONS_WORDS.items():
+        assert f"| {word} | {meaning} |" in page and word.split()[0].lower() in lessons and word not in TERMS
 
 
 def test_the_sheet_s_figures_are_the_code_s():

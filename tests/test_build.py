@@ -269,6 +269,32 @@ def silent_step(*given):
     step(*given)
 
 
+def by_the_row(logp, old_logp, a, teacher):
+    if teacher:
+        return -logp.exp() / (logp.exp() + 0.1) * a
+    return with_ratio(logp, old_logp, a, teacher)
+
+
+def upside_down(logp, old_logp, a, teacher):
+    rho = (old_logp - logp).exp()
+    return -torch.where(teacher, torch.sigmoid(logp - np.log(0.1)) * a, torch.minimum(rho * a, rho.clamp(0.8, 1.2) * a))
+
+
+def quotient_of_logs(logp, old_logp, a, teacher):
+    rho = logp / old_logp
+    return -torch.where(teacher, torch.sigmoid(logp - np.log(0.1)) * a, torch.minimum(rho * a, rho.clamp(0.8, 1.2) * a))
+
+
+def in_a_row(student, teacher, problems, optimizer):
+    """Advantages and teacher flags are (B,), and not (B, 1)."""
+    sampled = student.sample(problems)
+    taught, weights = zip(*[teach(group, teacher(p)) for group, p in zip(sampled, problems, strict=True)], strict=True)
+    logp, mask = log_probs(student, problems, taught)
+    flags = torch.tensor([r.teacher for group in taught for r in group])
+    loss = token_losses(logp, logp.detach(), torch.cat(weights), flags)[mask].mean()
+    return loss.item(), sampled, taught
+
+
 WRONG = [
     ("advantages", lambda r, std=True: (r - r.mean()) / (r.std(correction=0) + 1e-4) if std else r - r.mean(), "N - 1"),
     ("advantages", lambda r, std=True: (r - r.mean()) / r.std() if std else r - r.mean(), "0/0"),
@@ -280,6 +306,9 @@ WRONG = [
     ("advantages", lambda r, std=True: r / (r.std() + 1e-4) if std else r, "subtract the group's mean first"),
     ("advantages", lambda r, std=True: (r - r.mean()) / (r.var() + 1e-4) if std else r - r.mean(), "take its root"),
     ("advantages", lambda r: r - r.mean(), "can't be read (TypeError"),
+    ("advantages", lambda r, std=True: (r.mean() - r) / (r.std() + 1e-4 if std else 1), "turned around"),
+    ("advantages", lambda r, std=True: (r - r.mean()) / (1 if std else r.std() + 1e-4), "std=True divides"),
+    ("advantages", lambda r, std=True: (r - r.mean()) / (r.std() + 1e-4) if std else None, "std=False: yours gives nothing"),
     ("injects", lambda S, N, a=1, b=1, g=0.8: (a + S) / (a + b + N) <= g, "at a tie"),
     ("injects", lambda S, N, a=1, b=1, g=0.8: S / N < g, "the prior is missing"),
     ("injects", lambda S, N, a=1, b=1, g=0.8: (a + S) / N < g, "you divided by N"),
@@ -292,18 +321,36 @@ WRONG = [
     ("injects", lambda S, N, a=1, b=1, g=0.8: S == 0, "hard gate"),
     ("injects", lambda S, N, a=1, b=1, g=0.8: (a + S) / (a + b + N), "compare it with gamma"),
     ("injects", lambda S, N, a=1, b=1, g=0.8: True, "S = 7 of 8"),
+    ("injects", lambda S, N, a=1, b=1, g=0.8: (b + N - S) / (a + b + N) < g, "counted the failures"),
+    ("injects", lambda S, N, a=1, b=1, g=0.8: (a + S) / (b + N - S) < g, "by the failures alone"),
+    ("injects", lambda S, N, a=1, b=1, g=0.8: True if (a + S) / (a + b + N) < g else None, "yours gives nothing"),
     ("inject", lambda rollouts, d: [*rollouts, d], "grown to N + 1"), ("inject", in_place, "changed the sampled list"),
     ("inject", in_place_and_silent, "returned nothing"), ("inject", lambda rollouts, d: [d, *rollouts[1:]], "took seat 0"),
     ("inject", lambda rollouts, d: [*rollouts[:-1], d], "the last seat"),
     ("inject", lambda rollouts, d: [d if r is max(rollouts, key=lambda r: r.reward) else r for r in rollouts], "best rollout"),
     ("inject", lambda rollouts, d: [r if r.reward else d for r in rollouts], "replaced every failure"),
     ("inject", lambda rollouts, d: other_inject(rollouts[::-1], d), "of equals the kit takes the first"),
+    ("inject", lambda rollouts, d: rollouts if all(r.reward for r in rollouts) else other_inject(rollouts, d), "a reward of 0"),
     ("teach", late_gate, "before the injection"), ("teach", stale_advantages, "compute them anew"),
     ("teach", lambda rollouts, d: (other_inject(rollouts, d), list_advantages([r.reward for r in other_inject(rollouts, d)])),
      "ask the gate first"),
     ("teach", lambda rollouts, d: (rollouts, list_advantages([r.reward for r in rollouts])), "the teacher never comes"),
     ("teach", lambda rollouts, d: teach(rollouts, d) if not any(r.reward for r in rollouts) else (
         rollouts, list_advantages([r.reward for r in rollouts])), "only where all have failed"),
+    ("teach", lambda rollouts, d: teach(rollouts, d)[::-1], "in this order"),
+    ("teach", lambda rollouts, d: teach(rollouts, d)[0], "return two things"),
+    ("teach", lambda rollouts, d: teach(rollouts, d) if sum(r.reward for r in rollouts) < 7 else None, "yours gives nothing"),
+    ("teach", lambda rollouts, d: (after := teach(rollouts, d)[0], list_advantages([r.reward for r in after], False)),
+     "without std"),
+    ("token_losses", by_the_row, "Choose for each row"),
+    ("token_losses", lambda logp, old, a, teacher: token_losses(logp, old, a, ~teacher), "is True where F counts"),
+    ("token_losses", upside_down, "upside down"),
+    ("token_losses", quotient_of_logs, "divided two logarithms"),
+    ("token_losses", lambda logp, old, a, teacher: torch.where(teacher, token_losses(logp, old, torch.ones_like(a), teacher),
+                                                               token_losses(logp, old, a, teacher)), "miss their advantage"),
+    ("token_losses", lambda logp, old, a, teacher: torch.where(teacher, token_losses(old, old, a, teacher),
+                                                               token_losses(logp, old, a, teacher)), "of the present p"),
+    ("token_losses", lambda *given: token_losses(*given).mean(), "ratios [0.5, 0.9, 1.0, 1.1, 1.5]"),
     ("token_losses", lambda *given: -token_losses(*given), "minus the objective"),
     ("token_losses", lambda *given: token_losses(*given).detach(), "no gradient reaches logp"),
     ("token_losses", with_ratio, "nobody knows"), ("token_losses", detached_shape, "gradients in logp: yours gives"),
@@ -311,11 +358,13 @@ WRONG = [
     ("masked_mean", lambda losses, mask: losses.mean(), "prompts and padding"),
     ("masked_mean", lambda losses, mask: (losses * mask).mean(), "still divide by them"),
     ("masked_mean", lambda losses, mask: ((losses * mask).sum(1) / mask.sum(1)).mean(), "each rollout's mean"),
+    ("masked_mean", lambda losses, mask: (losses * mask).sum(1) / mask.sum(1), "one mean per row"),
     ("masked_mean", lambda losses, mask: (losses * mask).sum(), "divide by the number of tokens"),
     ("masked_mean", lambda losses, mask: (losses * mask).sum() / len(mask), "number of rollouts"),
     ("masked_mean", lambda losses, mask: losses[~mask].mean(), "the other way around"),
     ("masked_mean", lambda losses, mask: losses[mask].mean().item(), "no gradient reaches the losses"),
     ("step", swapped, "teachers in the sampled and in the taught groups"), ("step", silent_step, "it returned nothing"),
+    ("step", lambda *given: step(*given)[0], "return three things"), ("step", in_a_row, "[:, None]"),
     *[("step", checks_of_updates._step_with(slip), says) for slip, says in checks_of_updates.STEP_SLIPS.items()]]
 
 

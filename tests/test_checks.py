@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from decimal import Decimal
 from fractions import Fraction as F
-from math import ceil, comb
+from math import ceil, comb, floor
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ RIGHT = {
                 lambda rho, A: torch.min(torch.tensor([rho * A, min(max(rho, 0.8), 1.2) * A])),
                 lambda rho, A: clipped_surrogate(rho.log(), torch.zeros_like(rho), A)],
     "as_loud": [0.5, F(1, 2), np.float32(0.5), torch.tensor(0.5), 0.1**2 / 0.02, [0.5]],
-    "whisper": [25.5, 25, 26, F(51, 2), np.float64(25.5025), torch.tensor(25.5)],
+    "whisper": [13.005, 13, 13.0, F(13), np.float64(13.005), torch.tensor(13.0), 0.102**2 / 8e-4],
     "per_draw": [8.26, 8.3, 0.1 / 0.11**2, F(1000, 121), np.array([8.264]), torch.tensor(8.264)],
     "middle_half": [lambda scores: np.sort(scores)[len(scores) // 4:-(len(scores) // 4)].mean(),
                     lambda scores: sum(sorted(scores)[(cut := len(scores) // 4):len(scores) - cut]) / (len(scores) / 2),
@@ -111,6 +111,10 @@ WRONG = [
     ("two_of_five", (1, 0), "subtract the group's mean, 2/5"), ("two_of_five", [0.6, 0.4], "negative"),
     ("two_of_five", torch.tensor([0.5, -0.5]), "not from a half"), ("two_of_five", (1, -1), "no grade"),
     ("two_of_five", np.array([-0.4, 0.6]), "comes first"), ("two_of_five", (1.095, -0.730), "divided by the std"),
+    ("two_of_five", (-0.6, 0.4), "turned around"), ("two_of_five", (1.2247, -0.8165), "that of N"),
+    ("two_of_five", 0.6, "one number; wanted: 2 numbers"), ("two_of_five", [0.6, 0.6, -0.4, -0.4, -0.4], "5 numbers"),
+    ("two_of_five", (0.6, -0.6), "the first of the two is right"), ("two_of_five", ("3/5", "-2/5"), "can't be read"),
+    ("two_of_five", "3/5, -2/5", "leave out the quotation marks"),
     ("two_of_five", (0.75, -0.25), "for 2 of 8"), ("two_of_five", (60, -40), "in percent"),
     ("advantages", lambda r: (torch.tensor(r).double() - np.mean(r)) / (np.std(r) + 1e-4), "N - 1"),
     ("advantages", lambda r: torch.tensor(r) - torch.tensor(r).mean(), "nothing is divided"),
@@ -118,14 +122,19 @@ WRONG = [
     ("advantages", lambda r: np.array(r) / (std(r) + 1e-4), "mean is still in"),
     ("advantages", lambda r: r, "these are the rewards"),
     ("advantages", lambda r: (np.array(r) - np.mean(r)) / std(r), "0/0"),
-    ("advantages", lambda r: (r - r.mean()) / (r.std() + 1e-8), "next to nothing"),
-    ("advantages", lambda r: (np.array(r) - np.mean(r)) / (std(r) + 1e-6), "next to nothing"),
+    ("advantages", lambda r: (r - r.mean()) / (r.std() + 1e-8), "nothing, or next to it"),
+    ("advantages", lambda r: (np.array(r) - np.mean(r)) / (std(r) + 1e-6), "nothing, or next to it"),
     ("advantages", lambda r: (np.array(r) - np.mean(r)) / (std(r) + 1e-3), "you added 1e-3"),
     ("advantages", lambda r: (np.array(r) - np.mean(r)) / (std(r) + 4e-4), "it should be"),
+    ("advantages", lambda r: (np.array(r) - np.mean(r)) / max(std(r), 1e-4), "nothing, or next to it"),
+    ("advantages", lambda r: (r - r.mean()) / r.std() + 1e-4, "mind the brackets"),
+    ("advantages", lambda r: r - r.mean() / (r.std() + 1e-4), "only the mean is divided"),
+    ("advantages", lambda r: (r.mean() - r) / (r.std() + 1e-4), "turned around"),
     ("advantages", lambda r: (np.array(r) - np.mean(r)) / np.sqrt(np.var(r, ddof=1) + 1e-4), "inside the root"),
     ("advantages", lambda r: (np.array(r) - np.mean(r)) / (np.var(r, ddof=1) + 1e-4), "take its root"),
     ("all_four_fail", 0.4**4, "all four right"), ("all_four_fail", 0.1552, "of either kind"),
     ("all_four_fail", -0.6, "multiply"), ("all_four_fail", 2.4, "multiply"), ("all_four_fail", 0.87, "at least one success"),
+    ("all_four_fail", 1 - 0.4**4, "not all are right"), ("all_four_fail", "12.96%", "leave out the quotation marks"),
     ("all_four_fail", F(3, 5), "that is one rollout"), ("all_four_fail", 0.6**8, "groups of 8"),
     ("all_four_fail", 13, "in percent"),
     ("failures_advantage", lambda S, N: -S / N, "raises it"),
@@ -133,31 +142,51 @@ WRONG = [
     ("failures_advantage", lambda S, N: (S + 1) / N, "*below*"),
     ("failures_advantage", lambda S, N: 1 - (S + 1) / N, "teacher's"),
     ("failures_advantage", lambda S, N: 0, "that is its reward"), ("failures_advantage", lambda S, N: -1, "no grade"),
+    ("failures_advantage", lambda S, N: -(S + 1) // N, "rounds down"),
+    ("failures_advantage", lambda S, N: (S + 1 - N) / N, "with a minus"),
+    ("failures_advantage", lambda S, N: -1 / N, "at S = 0"),
+    ("failures_advantage", lambda S, N: -(S + 1) / 8, "groups of 8 alone"),
+    ("failures_advantage", lambda S, N: in_plain_python([1] * (S + 1) + [0] * (N - S - 1))[-1], "divided by the std"),
+    ("failures_advantage", -0.125, "a function of S and N"),
     ("deadly_success_count", 5, "dead already"), ("deadly_success_count", 0, "revives"),
     ("deadly_success_count", 7, "groups of 8"),
     ("deadly_success_count", 6, "larger than N"), ("deadly_success_count", torch.tensor(3), "one is left"),
     ("deadly_success_count", 1, "four failures"), ("deadly_success_count", 4.03, "is not it"),
+    ("deadly_success_count", [4, 5], "2 numbers; wanted: one number"), ("deadly_success_count", "S = 4", "quotation marks"),
     ("students_success", 0.6, "as the student's"), ("students_success", 0.5, "left out the rollout"),
     ("students_success", 0.75, "the replaced rollout is"), ("students_success", 1 / 3, "none of the student's"),
     ("students_success", 2, "a rate"), ("students_success", 40, "in percent"),
     ("cutoff", lambda N, a, b, g: max(S for S in range(N + 1) if (a + S) / (a + b + N) <= g), "strict"),
     ("cutoff", lambda N, a, b, g: ceil(g * (a + b + N) - a) - 1, "larger than N"),
     ("cutoff", lambda N, a, b, g: min(ceil(g * (a + b + N) - a), N), "left alone: one less"),
+    ("cutoff", lambda N, a, b, g: floor(g * (a + b + N) - a), "and S can't be larger"),
+    ("cutoff", lambda N, a, b, g: g * (a + b + N) - a, "the largest whole S"),
+    ("cutoff", lambda N, a, b, g: sum((a + S) / (a + b + N) < g for S in range(N + 1)), "number of lamps"),
+    ("cutoff", lambda N, a, b, g: next((S for S in range(N + 1) if (a + S) / (a + b + N) >= g), None), "where none is,"),
+    ("cutoff", lambda N, a, b, g: next((S - 1 for S in range(N + 1) if (a + S) / (a + b + N) >= g), None), "the answer is N"),
+    ("cutoff", lambda N, a, b, g: max(S for S in range(N + 1) if (a + S) / (a + N) < g), "b0 is missing"),
+    ("cutoff", lambda N, a, b, g: 6 if (N, g) == (8, 0.8) else None, "yours gives nothing"),
     ("cutoff", lambda N, a, b, g: max(S for S in range(N + 1) if S / N < g), "prior is missing"),
     ("cutoff", lambda N, a, b, g: max(S for S in range(N + 1) if (1 + S) / (2 + N) < g), "Beta(1, 1) alone"),
     ("cutoff", lambda N, a, b, g: min(BetaGate(a, b).cutoff(N), N), "gamma = 0.8 alone"),
     ("tie", True, "left alone"), ("tie", torch.tensor(True), "left alone"), ("tie", np.True_, "left alone"),
     ("tie", 1, "left alone"),
     ("tie", 0.75, "that is c"), ("tie", 7, "that is S"), ("tie", "no", "True or False"),
+    ("tie", "False", "leave out the quotation marks"),
     ("called_at_85", 0, "never sees"), ("called_at_85", 0.73, "tie"), ("called_at_85", 0.657, "left alone"),
     ("called_at_85", 0.24, "S = 6 alone"), ("called_at_85", 0.105, "S = 6 injects"), ("called_at_85", 0.19, "success rate 0.9"),
     ("called_at_85", 0.15, "one rollout fails"), ("called_at_85", 34.3, "in percent"), ("called_at_85", 0.35, "is not it"),
+    ("called_at_85", 0.347, "near: compute it exactly"), ("called_at_85", 0.5, "is not it. It is P"),
+    ("called_at_85", sum(0.85**s * 0.15 ** (8 - s) for s in range(7)), "orders"),
     ("smallest_group", 9, "tie"), ("smallest_group", 7, "0.889"), ("smallest_group", 3, "threshold 0.8"),
     ("smallest_group", 10, "smaller groups do too"), ("smallest_group", 1, "0.67"),
     ("smallest_group", np.int64(18), "lose one"),
     ("clipped", lambda rho, A: min(max(rho, 0.8), 1.2) * A, "both sides"),
     ("clipped", lambda rho, A: max(rho * A, min(max(rho, 0.8), 1.2) * A), "pessimist"),
     ("clipped", lambda rho, A: rho * A, "nothing is clipped"),
+    ("clipped", lambda rho, A: -min(rho * A, np.clip(rho, 0.8, 1.2) * A), "no minus"),
+    ("clipped", lambda rho, A: min(rho * A, np.clip(rho, -0.2, 0.2) * A), "the way from 1"),
+    ("clipped", lambda rho, A: min(rho * A, min(rho, 1.2) * A), "above alone"),
     ("clipped", lambda rho, A: torch.mul(rho, A), "nothing is clipped"),
     ("clipped", lambda rho, A: min(rho * np.sign(A), np.clip(rho, 0.8, 1.2) * np.sign(A)), "sign of A alone"),
     ("clipped", lambda rho, A: min(rho * A, np.clip(rho * A, 0.8, 1.2)), "clip rho, then"),
@@ -166,8 +195,9 @@ WRONG = [
     ("as_loud", 0.02, "which is given"), ("as_loud", 0.1, "is largest"), ("as_loud", 0.18, "not in p"),
     ("as_loud", 0.139, "itself"),
     ("as_loud", 1, "0.083"), ("as_loud", 0.98, "another gradient"), ("as_loud", 50, "in percent"),
-    ("whisper", 102, "1/4"), ("whisper", 0.0392, "the other way around"), ("whisper", 0.0098, "fall short"),
-    ("whisper", 0.0255, "times that"), ("whisper", 250, "p = 1e-4"), ("whisper", 8.43, "at p = 1, which"),
+    ("whisper", 52, "1/4"), ("whisper", 0.0769, "the other way around"), ("whisper", 0.0192, "fall short"),
+    ("whisper", 0.026, "times that"), ("whisper", 250, "p = 1e-4"), ("whisper", 4.3, "at p = 1, which"),
+    ("whisper", 0.25 / (0.002 / 0.102), "F itself"), ("whisper", 12.8, "F itself"),
     ("per_draw", 0.0826, "only when it is sampled"), ("per_draw", 12.1, "once it is there"),
     ("per_draw", 0.121, "other way around"),
     ("per_draw", 0.01, "average pull"), ("per_draw", 10, "already less"), ("per_draw", 9.98, "already less"),
@@ -184,11 +214,17 @@ WRONG = [
     ("beats", lambda x, y: x.mean() - y.mean(), "means"),
     ("beats", lambda x, y: np.mean([(a > b) + (a == b) / 2 for a, b in zip(x, y, strict=False)]), "its neighbour"),
     ("beats", lambda x, y: np.mean(x) > np.mean(y), "means alone"),
+    ("beats", lambda x, y: np.mean([a > b for a, b in zip(x, y, strict=False)]), "of the second; and a tie"),
+    ("beats", lambda x, y: sum((a > b) + (a == b) / 2 for a in x for b in y), "a count of pairs"),
+    ("beats", lambda x, y: sum((a > b) + (a == b) / 2 for a in x for b in y) / len(x), "their number too"),
+    ("beats", lambda x, y: np.float64(sum(a > b for a in x for b in y)) / sum(a != b for a in x for b in y), "left the ties"),
     ("confounders", {"scale", "eps_low", "eps_high"}, "how tokens make a loss, a bonus"),
     ("confounders", ["scale", "gate"], "never opens"), ("confounders", ["teacher_seats"], "in every group"),
     ("confounders", ["shaping"], "p / (p + 0.1)"), ("confounders", ["kl"], "KL penalty"),
     ("confounders", ["learning_rate"], "no field in which they differ"), ("confounders", "scale", "still missing"),
-    ("carried", lambda low, high: "better" if low + high > 1 else "worse", "for (0.3, 0.7)"),
+    ("carried", lambda low, high: "better" if low + high > 1 else "worse", "is not told apart"),
+    ("carried", lambda low, high: "better" if low > 0.5 else "not told apart", "below 0.5 has a verdict"),
+    ("carried", lambda low, high: "better" if low > 0.5 else "worse" if high < 0.5 else None, "it should be 'not told apart'"),
     ("carried", lambda low, high: ["worse", "not told apart", "better"][int(np.sign(low + high - 1)) + 1], "the middle"),
     ("carried", lambda low, high: "better" if low > 0 else "worse", "0 is no difference of two means"),
     ("carried", lambda low, high: "better" if high > 0.5 else "worse", "may still hold it"),
@@ -200,14 +236,18 @@ WRONG = [
     ("best_and_worst", (18, 2), "can't close"), ("best_and_worst", (18, 3), "are the most"),
     ("best_and_worst", (18, 12), "local"),
     ("best_and_worst", torch.tensor([18, 16]), "far worse"), ("best_and_worst", (13, 7), "a larger N"),
-    ("best_and_worst", (8, 7), "larger sizes"),
+    ("best_and_worst", (8, 7), "larger sizes"), ("best_and_worst", (3, 7), "the second of the two is right"),
+    ("best_and_worst", (18, 17), "the first of the two is right"),
     ("thirteen", 0.187, "groups of 8"), ("thirteen", 0.0342, "the prior weighs less"), ("thirteen", 0.379, "tie"),
     ("thirteen", 0.0997, "S = 10 alone"), ("thirteen", 0.866, "left alone"), ("thirteen", 0, "never sees"),
-    ("thirteen", 13.4, "in percent"),
+    ("thirteen", 13.4, "in percent"), ("thirteen", sum(0.9**s * 0.1 ** (13 - s) for s in range(11)), "orders"),
     ("can_close", lambda N, a, b, g: a + N > g * (a + b + N), "tie"),
     ("can_close", lambda N, a, b, g: a + N - 1 >= g * (a + b + N), "relative bias"),
     ("can_close", lambda N, a, b, g: a + N < g * (a + b + N), "the other way around"),
     ("can_close", lambda N, a, b, g: torch.lt(a + N, g * (a + b + N)), "the other way around"),
+    ("can_close", lambda N, a, b, g: (a + N) / (a + b + N), "c at S = N"),
+    ("can_close", lambda N, a, b, g: True if a + N >= g * (a + b + N) else None, "say False"),
+    ("can_close", lambda N, a, b, g: True, "yours gives True; it should be False"),
     ("can_close", lambda N, a, b, g: N >= 3, "Beta(1, 1) and gamma = 0.8"),
     ("can_close", lambda N, a, b, g: 1 + N >= g * (2 + N), "prior Beta(1, 1) alone"),
     ("can_close", lambda N, a, b, g: a + N >= 0.8 * (a + b + N), "for gamma = 0.8 alone"),
@@ -217,7 +257,8 @@ WRONG = [
     ("draw_at_one", 0.41, "left out the prior"), ("draw_at_one", 0, "a draw from Beta(5, 1)"),
     ("draw_at_one", 0.67, "left alone"),
     ("draw_at_one", 0.134, "groups of 8"), ("draw_at_one", 0.2, "no longer uniform"), ("draw_at_one", 0.8, "no longer uniform"),
-    ("draw_at_one", 32.8, "in percent")]
+    ("draw_at_one", 32.8, "in percent"), ("draw_at_one", 0.833, "posterior's mean"), ("draw_at_one", 2.048, "the density"),
+    ("draw_at_one", 0.655, "b stays 1"), ("draw_at_one", 0.2**5, "below 0.2")]
 
 
 def test_every_exercise_is_tried_here():
@@ -250,9 +291,10 @@ def test_no_misconception_is_listed_that_no_answer_shows():
 @pytest.mark.parametrize("name", RIGHT)
 def test_an_unanswered_cell(name):
     check = getattr(exercises, name)
-    unwritten = [..., None, (..., ...), [1, ...]] + [lambda *_: ..., lambda *_: None] * callable(RIGHT[name][0])
-    for answer in unwritten:
+    for answer in (..., None, (..., ...), [1, ...]):
         assert check(answer).right is None and "write your answer above" in repr(check(answer))
+    for answer in [lambda *_: ..., lambda *_: None] * callable(RIGHT[name][0]):  # also one that prints what it should return
+        assert check(answer).right is None and "returns nothing yet" in repr(check(answer))
     assert check().right is None
 
 
@@ -273,5 +315,14 @@ def test_nothing_raises(name, answer):
     assert mark.right is False and mark.says and "\n" not in repr(mark)
 
 
-def test_a_function_that_stops_is_told_why():
-    assert re.search("can't be read .ZeroDivisionError: division by zero", repr(exercises.clipped(broken)))
+def test_a_function_that_stops_is_told_why_and_where():
+    line = broken.__code__.co_firstlineno + 1
+    said = repr(exercises.clipped(broken))
+    assert re.search(f"can't be read .ZeroDivisionError: division by zero, in line {line} of its cell", said)
+
+
+def test_what_an_answer_does_to_a_list_is_not_done_to_the_case():
+    def sorts(scores):
+        scores.sort()
+        return 0
+    assert "for ([0.9, 0.1, 0.8, 0.4])" in exercises.middle_half(sorts).says

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from plain_english import too_long
 
 from hapo_lab.notebook import exercises
 from hapo_lab.notebook.build import CHECKS
@@ -102,6 +103,27 @@ def test_what_every_lesson_holds(path):
     assert all(len(source.splitlines()) <= 12 for source in code), "a long cell"
     assert not [o for cell in cells if cell.cell_type == "code" for o in cell.outputs
                 if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+
+
+def long_sentences(notebook) -> list[str]:
+    """Of its markdown cells."""
+    return [found for cell in notebook.cells if cell.cell_type == "markdown" for found in too_long(cell.source)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_sentence_has_at_most_25_words(path):
+    assert not long_sentences(nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_long_sentence_is_found_in_any_cell_of_a_lesson(path):
+    """Also in a fold, in a list, and beside formulas."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell in cells:
+        end = "\n\n</details>" if cell.source.endswith("\n\n</details>") else ""
+        cell.source = f"{cell.source.removesuffix(end)}\n\n- {'Word ' * 26}{end}"
+    assert len(long_sentences(notebook)) == len(cells)
 
 
 OWN_TASK = ROOT / "notebooks" / "08_your_own_task.ipynb"

@@ -47,7 +47,7 @@ def checked(written: Callable) -> Callable:
     >>> @checked
     ... def injects(successes, n, a0=1, b0=1, gamma=0.8):
     ...     ...
-    … write your `injects` above; until then the solution's stands in
+    … your `injects` returns nothing yet; until it does, the solution's stands in
     >>> injects(6, 8), injects(7, 8)
     (True, False)
     """
@@ -59,6 +59,7 @@ def checked(written: Callable) -> Callable:
     if mark.right:
         display(mark)
         return ADAPTERS.get(name, lambda function: function)(written)
-    display(mark if mark.right is False else Mark(None, f"write your `{name}` above; until then the solution's stands in"))
+    open_yet = Mark(None, f"your `{name}` returns nothing yet; until it does, the solution's stands in")
+    display(mark if mark.right is False else open_yet)
     model = getattr(solution, name)
     return FunctionType(model.__code__, written.__globals__, name, model.__defaults__)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.marking import Mark, is_open, safe
-from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
+from hapo_lab.notebook.marking import Mark, Told, is_open, safe
+from hapo_lab.notebook.tracing import NOTHING, Trace, marked, numbers
 from hapo_lab.ssi import Rollout
 
 
@@ -53,6 +53,9 @@ def group_advantages(answer: Any) -> Mark:
          "is subtracted"),
         (lambda r, std=True: _compared(np.std)(r, False), "the mean is gone, but nothing is divided by the std"),
         (lambda r, std=True: np.asarray(r) / (np.std(r, ddof=1) + 1e-4 if std else 1), "subtract the group's mean first"),
+        (lambda r, std=True: -_compared(lambda x: x.std(ddof=1) + 1e-4)(r, std), "the signs are turned around: the reward less "
+         "the mean, and not the mean less the reward"),
+        (lambda r, std=True: _compared(lambda x: x.std(ddof=1) + 1e-4)(r, not std), "the other way around: std=True divides"),
         (lambda r, std=True: r, "these are the rewards: subtract the group's mean")],
         "what counts is how far a rollout lies above its own group.")
 
@@ -62,8 +65,8 @@ def gate_decision(answer: Any) -> Mark:
     """a function of S, N, a0, b0 and gamma: True where the mean of Beta(a0 + S, b0 + N - S) is below gamma"""
     def trace(function: Callable) -> Trace:
         settings = ((2, 1, 1, 0.8), (3, 1, 1, 0.8), (8, 3, 3, 0.8), (8, 1, 1, 0.5), (8, 2, 1, 0.7), (16, 1, 4, 0.6))
-        usual = {f"S = {s} of 8, prior and threshold left at 1, 1, 0.8": numbers(function(s, 8)) for s in range(9)}
-        return usual | {f"S = {s}, N = {n}, a0 = {a}, b0 = {b}, gamma = {gamma}": numbers(function(s, n, a, b, gamma))
+        usual = {f"S = {s} of 8, the rest left at 1, 1, 0.8 (1: True)": numbers(function(s, 8)) for s in range(9)}
+        return usual | {f"S = {s}, N = {n}, a0 = {a}, b0 = {b}, gamma = {gamma} (1: True)": numbers(function(s, n, a, b, gamma))
                         for n, a, b, gamma in settings for s in range(n + 1)}
 
     return marked(answer, trace, solution.injects, [
@@ -79,6 +82,9 @@ def gate_decision(answer: Any) -> Mark:
         (lambda s, n, a=1, b=1, g=0.8: (a + s) / (a + b + n) < 0.8, "your threshold is always 0.8: use gamma"),
         (lambda s, n, a=1, b=1, g=0.8: (a + s - 1) / (a + b + n - 2) < g, "that is the posterior's mode; the gate takes its "
          "mean"),
+        (lambda s, n, a=1, b=1, g=0.8: (b + n - s) / (a + b + n) < g, "you counted the failures: the mean is of the successes"),
+        (lambda s, n, a=1, b=1, g=0.8: (a + s) / (b + n - s) < g, "you divided by the failures alone: the mean divides by "
+         "a0 + b0 + N"),
         (lambda s, n, a=1, b=1, g=0.8: s == 0, "that is the hard gate: it waits until all have failed"),
         (lambda s, n, a=1, b=1, g=0.8: (a + s) / (a + b + n), "that is the posterior's mean: compare it with gamma")],
         "nine decisions, at S = 0 to 8, are the whole gate.")
@@ -105,11 +111,11 @@ def injection(answer: Any) -> Mark:
             after = function(rollouts, SHOWN)
             changed = rollouts != _group(rewards)
             if after is None and changed:
-                raise ValueError("it changed the sampled list and returned nothing; return a new one")
-            if is_open(after):
-                raise Unwritten
-            found[f"rewards {rewards}, who sits in the group (99: the teacher)"] = np.sort([float(r.ids[0]) for r in after])
-            found[f"rewards {rewards}, whether the sampled list was changed"] = np.array(float(changed))
+                raise Told("it changed the sampled list and returned nothing; return a new one")
+            found[f"rewards {rewards}, who sits in the group (99: the teacher)"] = (
+                NOTHING if is_open(after) else np.sort([float(r.ids[0]) for r in after]))
+            found[f"rewards {rewards}, whether the sampled list was changed"] = (
+                NOTHING if is_open(after) else np.array(float(changed)))
         return found
 
     def changing(rollouts: list[Rollout], demonstration: Rollout) -> list[Rollout]:
@@ -132,22 +138,32 @@ def injection(answer: Any) -> Mark:
         (in_seat(lambda rewards: len(rewards) - 1 - rewards[::-1].index(min(rewards))), "that is a worst rollout too; of "
          "equals the kit takes the first, and you will compare with it"),
         (in_seat(lambda rewards: rewards.index(max(rewards))), "you took the seat of the best rollout"),
+        (lambda rollouts, demonstration: solution.inject(rollouts, demonstration) if min(r.reward for r in rollouts) == 0 else
+         rollouts, "you looked for a reward of 0: take the lowest, whatever it is"),
         (lambda rollouts, demonstration: [r if r.reward else demonstration for r in rollouts], "you replaced every failure: "
          "one seat per group is the teacher's")],
         "one rollout per group; nothing else of the group changes.")
 
 
-def _taught(gate: Callable[[list[Rollout]], bool], compared: str = "after") -> Callable:
-    """`teach` with another gate, or with advantages that are made of the rewards "before" the injection."""
+def _taught(gate: Callable[[list[Rollout]], bool], compared: str = "after", std: bool = True) -> Callable:
+    """`teach` with another gate, or with advantages that are made of the rewards "before" the injection, or without std."""
     def function(rollouts: list[Rollout], demonstration: Rollout) -> tuple[list[Rollout], Tensor]:
         after = solution.inject(rollouts, demonstration) if gate(rollouts) else rollouts
         counted = after if compared == "after" else rollouts
-        return after, solution.advantages(torch.tensor([r.reward for r in counted]))
+        return after, solution.advantages(torch.tensor([r.reward for r in counted]), std)
     return function
 
 
 def _sampled(rollouts: Sequence[Rollout]) -> bool:
     return solution.injects(sum(r.reward for r in rollouts), len(rollouts))
+
+
+def _in_order(pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How many seats are the teacher's, and the advantages by who sits there; Told where it is no pair of these."""
+    if len(pair) != 2 or not all(isinstance(r, Rollout) for r in pair[0]):
+        raise Told("return two things, in this order: the list of rollouts, and their advantages")
+    rollouts, advantages = pair
+    return np.array(float(sum(r.teacher for r in rollouts))), numbers(advantages)[np.argsort([r.ids[0] for r in rollouts])]
 
 
 @safe
@@ -157,12 +173,8 @@ def taught_group(answer: Any) -> Mark:
         found: Trace = {}
         for successes in range(9):
             pair = function(_group([i < successes for i in range(8)]), SHOWN)
-            if is_open(pair):
-                raise Unwritten
-            rollouts, advantages = pair
-            order = np.argsort([r.ids[0] for r in rollouts])
-            found[f"S = {successes} of 8, seats of the teacher"] = np.array(float(sum(r.teacher for r in rollouts)))
-            found[f"S = {successes} of 8, advantages"] = numbers(advantages)[order]
+            seats, values = (NOTHING, NOTHING) if is_open(pair) else _in_order(pair)
+            found[f"S = {successes} of 8, seats of the teacher"], found[f"S = {successes} of 8, advantages"] = seats, values
         return found
 
     return marked(answer, trace, solution.teach, [
@@ -170,6 +182,7 @@ def taught_group(answer: Any) -> Mark:
          "success: S is of the *sampled* rollouts, before the injection (look at S = 6)"),
         (_taught(_sampled, "before"), "the advantages are of the sampled rewards: compute them anew, over the group with the "
          "teacher"),
+        (_taught(_sampled, std=False), "the advantages are without std: the card's step 4 divides by it"),
         (_taught(lambda rollouts: True), "the teacher comes into every group: ask the gate first"),
         (_taught(lambda rollouts: False), "the teacher never comes: inject where the gate says so"),
         (_taught(lambda rollouts: not _sampled(rollouts)), "the other way around: inject where the gate says True"),

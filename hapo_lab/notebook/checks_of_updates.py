@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hapo_lab.notebook import sixty_lines as solution
-from hapo_lab.notebook.marking import Mark, is_open, safe
-from hapo_lab.notebook.tracing import Trace, Unwritten, marked, numbers
+from hapo_lab.notebook.marking import Mark, Told, is_open, safe
+from hapo_lab.notebook.tracing import NOTHING, Trace, marked, numbers
 from hapo_lab.ssi import Rollout
 
 
@@ -20,6 +20,8 @@ def _with_gradient(function: Callable, x: Tensor, *more: Tensor) -> tuple[np.nda
     """A function's value at x, and the gradient of its sum in x; 0 where none reaches it."""
     x = x.clone().requires_grad_()
     value = function(x, *more)
+    if is_open(value):
+        return NOTHING, NOTHING
     found = numbers(value)
     gradient = torch.autograd.grad(value.sum(), x)[0] if getattr(value, "requires_grad", False) else torch.zeros_like(x)
     return found, numbers(gradient)
@@ -28,16 +30,23 @@ def _with_gradient(function: Callable, x: Tensor, *more: Tensor) -> tuple[np.nda
 @safe
 def losses_of_tokens(answer: Any) -> Mark:
     """a function of logp, old_logp, advantages and teacher: minus the clipped objective, or for a teacher minus F(p) A"""
-    ratios = torch.tensor([0.5, 0.9, 1.0, 1.1, 1.5])
+    ratios = [0.5, 0.9, 1.0, 1.1, 1.5]
     p = torch.tensor([1e-4, 0.02, 0.1, 0.4, 0.6])
+    old = p / torch.tensor(ratios)
 
     def trace(function: Callable) -> Trace:
         found: Trace = {}
         for who, teacher in (("student", False), ("teacher", True)):
             for a in (1.5, -0.5):
-                rows = p.log()[None], (p / ratios).log()[None], torch.tensor([[a]]), torch.tensor([[teacher]])
-                name = f"{who}'s tokens with A = {a}, ratios {ratios.tolist()}"
+                rows = p.log()[None], old.log()[None], torch.tensor([[a]]), torch.tensor([[teacher]])
+                name = f"{who}'s tokens with A = {a}, ratios {ratios}"
                 found[f"{name}, losses"], found[f"{name}, gradients in logp"] = _with_gradient(function, *rows)
+        both = p.log().expand(2, 5), old.log().expand(2, 5), torch.tensor([[1.5], [-0.5]]), torch.tensor([[False], [True]])
+        try:
+            found["a student's row and a teacher's, losses"], _ = _with_gradient(function, *both)
+        except RuntimeError as error:
+            raise Told("right for one row, but not for a batch: it holds students' rows and teachers'. Choose for each row, by "
+                       "torch.where(teacher, ..., ...)") from error
         return found
 
     def slip(student: Callable, teacher: Callable) -> Callable:
@@ -67,6 +76,11 @@ def losses_of_tokens(answer: Any) -> Mark:
         (slip(clip, lambda p, rho, a: (p / (p + 0.1)).clamp(0.8, 1.2) * a), "the teacher's tokens are not clipped"),
         (slip(clip, lambda p, rho, a: torch.minimum(shaped(p, None, a), (p / (p + 0.1)).clamp(0.8, 1.2) * a)),
          "the teacher's tokens are not clipped"),
+        (slip(clip, lambda p, rho, a: p / (p + 0.1) * torch.ones_like(a)), "the teacher's tokens miss their advantage: F(p) A"),
+        (slip(clip, lambda p, rho, a: shaped(p / rho, None, a)), "F is of the present p, exp(logp), and not of the old one"),
+        (slip(lambda rho, a: clip(1 / rho, a), shaped), "the ratio is upside down: exp(logp - old_logp)"),
+        (lambda logp, old_logp, a, teacher: solution.token_losses(logp, old_logp, a, ~teacher), "the other way around: "
+         "`teacher` is True where F counts"),
         (slip(clip, lambda p, rho, a: p * a), "the teacher's p is not shaped: F(p) = p / (p + 0.1)"),
         (slip(clip, lambda p, rho, a: p.log() * a), "that is imitation, F = log p; here F(p) = p / (p + 0.1)"),
         (slip(clip, lambda p, rho, a: p.log() / (p.log() + 0.1) * a), "F is of p, and you gave it log p: take exp first"),
@@ -77,7 +91,9 @@ def losses_of_tokens(answer: Any) -> Mark:
          "pessimist, take the minimum"),
         (slip(lambda rho, a: torch.minimum(rho, rho.clamp(0.8, 1.2)) * a, shaped), "multiply by A before the minimum: with "
          "A < 0 the order turns around"),
-        (slip(lambda rho, a: rho.log() * a, shaped), "the ratio is exp(logp - old_logp)")],
+        (slip(lambda rho, a: rho.log() * a, shaped), "the ratio is exp(logp - old_logp)"),
+        (lambda logp, old_logp, a, teacher: -torch.where(teacher, shaped(logp.exp(), None, a), clip(logp / old_logp, a)),
+         "you divided two logarithms: the ratio is exp(logp - old_logp)")],
         "students have a ratio and a clip; the teacher has F and neither.")
 
 
@@ -97,6 +113,7 @@ def mean_of_tokens(answer: Any) -> Mark:
          "mask.sum()"),
         (lambda x, m: ((x * m).sum(1) / m.sum(1)).mean(), "that is the mean of each rollout's mean, GRPO's: there a token of a "
          "long answer counts less. Here all tokens count alike"),
+        (lambda x, m: (x * m).sum(1) / m.sum(1), "one mean per row, where one number is wanted, over all tokens of all rows"),
         (lambda x, m: (x * m).sum(), "that is the sum: divide by the number of tokens"),
         (lambda x, m: (x * m).sum() / len(x), "you divided by the number of rollouts: the divisor is the number of tokens"),
         (lambda x, m: (x * m).sum() / ((x != 0) & m).sum(), "a token whose loss is 0 still counts below: the divisor is "
@@ -185,11 +202,18 @@ def training_step(answer: Any) -> Mark:
         pupil, found = _Pupil(), Trace()
         optimizer, before = torch.optim.SGD(pupil.model.parameters(), lr=2.0), pupil.model.table.detach().clone()
         for number in ("first", "second"):
-            result = function(pupil, _show, [0, 1, 2], optimizer)
+            try:
+                result = function(pupil, _show, [0, 1, 2], optimizer)
+            except RuntimeError as error:
+                if "must match" not in str(error):
+                    raise
+                raise Told(f"two shapes don't fit: {error}. advantages and teacher are (B, 1), a row for each rollout: "
+                           "[:, None]") from error
             if is_open(result) and not pupil.asked:
-                raise Unwritten
-            if is_open(result):
-                raise ValueError("it returned nothing; return the loss, the groups as sampled and the groups as taught")
+                return {"what it returns": NOTHING}
+            if is_open(result) or not isinstance(result, tuple | list) or len(result) != 3:
+                raise Told(f"it returned {'nothing' if is_open(result) else 'something else'}; return three things: the loss, "
+                           "the groups as sampled, the groups as taught")
             loss, sampled, taught = result
             found[f"{number} step, what the weights moved by"] = numbers(pupil.model.table - before)
             found[f"{number} step, loss"] = numbers(loss)

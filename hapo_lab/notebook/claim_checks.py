@@ -43,9 +43,17 @@ def beats(answer: Any) -> Mark:
         (compare(lambda a, b: a > b), "a tie counts half, or two dead methods would each beat the other with probability 0"),
         (compare(lambda a, b: a >= b), "a tie counts half, or two dead methods would each beat the other with certainty"),
         (compare(lambda a, b: (a < b) + (a == b) / 2), "that is how often the second list wins"),
+        (lambda x, y: compare(lambda a, b: (a > b) + (a == b) / 2)(x, y) * len(x) * len(y), "that is a count of pairs: divide "
+         "by their number, len(first) * len(second)"),
+        (lambda x, y: compare(lambda a, b: (a > b) + (a == b) / 2)(x, y) * len(y), "each score of the first list makes "
+         "len(second) pairs: divide by their number too"),
+        (lambda x, y: compare(lambda a, b: a > b)(x, y) / np.float64(compare(lambda a, b: a != b)(x, y)), "you left the ties "
+         "out: each counts half, and two dead methods are all ties"),
         (lambda x, y: np.mean(x) - np.mean(y), "that is the difference of the means: count the pairs that are won"),
         (lambda x, y: np.mean([(a > b) + (a == b) / 2 for a, b in zip(x, y, strict=False)]),
          "each score of the first list meets each of the second, not its neighbour alone"),
+        (lambda x, y: np.mean([a > b for a, b in zip(x, y, strict=False)]), "each score of the first list meets each of the "
+         "second; and a tie counts half"),
         (lambda x, y: float(np.mean(x) > np.mean(y)), "the means alone are compared: count the pairs of runs that are won")],
         "it asks what the next run will show, and not how large the difference is.")
 
@@ -84,11 +92,15 @@ def carried(answer: Any) -> Mark:
     return function(lambda *case: words.get(said(*case)), lambda low, high: (low > 0.5) - (high < 0.5), cases, [
         (lambda low, high: np.sign(low + high - 1), "you asked on which side the middle lies: an interval that holds 0.5 "
          "carries no ranking"),
+        (lambda low, high: 1 if low + high > 1 else -1, "you asked on which side the middle lies; an interval that holds 0.5 "
+         "is not told apart"),
+        (lambda low, high: int(low > 0.5), "an interval that lies whole below 0.5 has a verdict too"),
         (lambda low, high: (low > 0) - (high < 0), "0 is no difference of two means; no difference in who wins is 0.5"),
         (lambda low, high: 1 if high > 0.5 else -1, "an interval that reaches above 0.5 may still hold it"),
         (lambda low, high: (high < 0.5) - (low > 0.5), "the other way around: above 0.5 the method wins more often than HAPO"),
         (lambda low, high: (low >= 0.5) - (high <= 0.5), "an interval that ends exactly at 0.5 still holds it")],
-        "nothing is ranked that an interval does not carry.")
+        "nothing is ranked that an interval does not carry.",
+        show=lambda said: next(repr(word) for word, value in words.items() if value == said))
 
 
 # 07 asymptotic purity ----------------------------------------------------------------------------------------------
@@ -100,7 +112,7 @@ def best_and_worst(answer: Any) -> Mark:
     return number(answer, (18, 7), [
         ((7, 18), "the one that calls least often comes first"),
         ((19, 3), "the probability jumps: neither end of the range is the best or the worst"),
-        ((19, 7), "19 needs 16 right, 84.2%; one size smaller needs less"),
+        ((19, 7), "19 needs 16 right, 84.2%: is there a size that needs less?"),
         ((18, 2), "at N = 2 the gate can't close at all: the question is about 3 to 19"),
         ((18, 3), "at N = 3 all three must be right; at which N must all be right, and are the most?"),
         ((18, 12), "12 is a local peak; there is a higher one"),
@@ -120,6 +132,7 @@ def thirteen(answer: Any) -> Mark:
         (0.37866, "S = 11 gives 12/15, exactly 0.8: a tie is left alone"),
         (0.09972, "that is S = 10 alone: smaller S inject as well"),
         (0.86612, "that is the share of groups that are left alone"),
+        (3.9226e-4, "each S comes in comb(13, S) orders: count them all"),
         (0.0, "the gate never sees 0.9: it sees thirteen rollouts")],
         "11 of 13, 84.6%, meets the bar exactly.", "It is P(S <= k), S binomial (13, 0.9); k is the largest S "
         "that gives c < 0.8.")
@@ -136,10 +149,12 @@ def can_close(answer: Any) -> Mark:
         (lambda n, a, b, g: a + n - 1 >= g * (a + b + n), "that is S = N - 1, the condition for the *relative bias*; near "
          "mu = 1 almost every group has S = N"),
         (lambda n, a, b, g: a + n < g * (a + b + n), "the other way around: that is when the teacher always comes"),
+        (lambda n, a, b, g: (a + n) / (a + b + n), "that is c at S = N: compare it with gamma"),
+        (lambda n, a, b, g: a + n >= g * (a + b + n) or None, "right where it says True; elsewhere it says nothing: say False"),
         (lambda n, a, b, g: 5 * (a + n) >= 4 * (a + b + n), "that is for gamma = 0.8 alone"),
         (lambda n, a, b, g: 1 + n >= g * (2 + n), "that is for the prior Beta(1, 1) alone"),
         (lambda n, a, b, g: n >= 3, "that is for Beta(1, 1) and gamma = 0.8 alone")],
-        "only S = N is left in the limit, so its lamp decides.")
+        "only S = N is left in the limit, so its lamp decides.", show=lambda said: said.astype(bool))
 
 
 @exercise
@@ -164,6 +179,10 @@ def draw_at_one(answer: Any) -> Mark:
         (0.0, "that is the mean's answer; a draw from Beta(5, 1) may fall below 0.8"),
         (1 - 0.8**5, "that is how often the group is left alone"),
         (0.8**9, "that is for groups of 8"),
+        (5 / 6, "that is the posterior's mean: how often does a draw fall below 0.8?"),
+        (2.048, "that is the density at 0.8: take the distribution function, the probability below 0.8"),
+        (0.65536, "b stays 1: there are no failures to add to it"),
+        (0.2**5, "that is a chance of falling below 0.2: the threshold is 0.8"),
         (0.8, "the posterior is no longer uniform: four successes have moved it"),
         (0.2, "the posterior is no longer uniform: four successes have moved it")],
         "a draw never closes.", "The posterior is Beta(5, 1): its distribution function is x^5.")

@@ -22,7 +22,9 @@ def two_of_five(answer: Any) -> Mark:
         ((0.5, -0.5), "an advantage is measured from the group's mean, 2/5, and not from a half"),
         ((1, -1), "the advantage is no grade: subtract the group's mean, 2/5, from 1 and from 0"),
         ((-0.4, 0.6), "the right one comes first"),
+        ((-0.6, 0.4), "the signs are turned around: it is the reward less the mean"),
         ((1.0952, -0.7302), "you divided by the std; here only the mean is subtracted"),
+        ((1.2247, -0.8165), "you divided by a std, that of N; here only the mean is subtracted"),
         ((0.75, -0.25), "that is for 2 of 8: the mean of this group is 2/5")],
         "the five sum to 0, as advantages without std always do.", "Subtract the mean, 2/5, from 1 and from 0.")
 
@@ -42,7 +44,10 @@ def advantages(answer: Any) -> Mark:
         (lambda r: np.asarray(r) / (np.std(r, ddof=1) + 1e-4), "you divided by the std, but the mean is still in"),
         (lambda r: np.asarray(r), "these are the rewards: subtract the mean, then divide"),
         (lambda r: _standardised(r, 1, 0), "a dead group gives 0/0 here: the small number in std + 1e-4 is there for it"),
-        (lambda r: _standardised(r, 1, 1e-6), "you added next to nothing to the std; this kit adds 1e-4, as TRL does"),
+        (lambda r: _standardised(r, 1, 1e-6), "nothing, or next to it, is added to the std; this kit adds 1e-4, as TRL does"),
+        (lambda r: _standardised(r, 1, 0) + 1e-4, "you added 1e-4 to the quotient; it is added to the std: mind the brackets"),
+        (lambda r: r - np.mean(r) / (np.std(r, ddof=1) + 1e-4), "only the mean is divided: r - mean needs brackets"),
+        (lambda r: -_standardised(r), "the signs are turned around: it is the reward less the mean"),
         (lambda r: _standardised(r, 1, 1e-3), "you added 1e-3 to the std; this kit adds 1e-4, as TRL does"),
         (lambda r: (np.asarray(r) - np.mean(r)) / np.sqrt(np.var(r, ddof=1) + 1e-4),
          "you added 1e-4 inside the root; it is added to the std"),
@@ -59,6 +64,7 @@ def all_four_fail(answer: Any) -> Mark:
         (1 - 4 * 0.4, "chances of independent rollouts multiply, they don't add: 0.6 four times"),
         (4 * 0.6, "chances of independent rollouts multiply, they don't add: 0.6 four times"),
         (1 - 0.6**4, "that is the share of groups with at least one success: the others fail whole"),
+        (1 - 0.4**4, "that is the share of groups in which not all are right: some of them have a success"),
         (0.6, "that is one rollout; a group fails whole when all four do"),
         (0.6**8, "that is for groups of 8; here they have 4")],
         "and without a success there is nothing to compare with.", "Each of the four fails with probability 0.6.")
@@ -76,8 +82,13 @@ def failures_advantage(answer: Any) -> Mark:
         (lambda s, n: -(s + 1) / (n + 1), "you added the teacher as one more: it takes a seat, the group stays N"),
         (lambda s, n: (s + 1) / n, "that is the new mean; a wrong rollout's reward is 0, so it lies that far *below* it"),
         (lambda s, n: (n - 1 - s) / n, "that is the teacher's advantage: a wrong rollout has reward 0, not 1"),
-        (lambda s, n: 0, "that is its reward: subtract the new group's mean, (S + 1)/N"),
-        (lambda s, n: -1, "the advantage is no grade: subtract the new group's mean, (S + 1)/N, from 0")],
+        (lambda s, n: -(n - 1 - s) / n, "that is the teacher's with a minus: the two sides are not as long as each other"),
+        (lambda s, n: -1 / n, "that is right at S = 0 alone: each success raises the mean further"),
+        (lambda s, n: -(s + 1) / 8, "that is for groups of 8 alone: divide by N"),
+        (lambda s, n: min(_standardised([1] * (s + 1) + [0] * (n - s - 1))), "you divided by the std; here only the mean is "
+         "subtracted"),
+        (lambda s, n: 0, "that is its reward: subtract the new group's mean"),
+        (lambda s, n: -1, "yours is always -1: an advantage is no grade, and // rounds down")],
         "each failure is pushed down further than before the teacher came.")
 
 
@@ -122,9 +133,19 @@ def cutoff(answer: Any) -> Mark:
         return min(ceil(bound(n, a, b, gamma)) - 1, int(n))
     return function(answer, below, cases, [
         (lambda n, a, b, g: min(floor(bound(n, a, b, g)), n), "at a tie the gate leaves the group alone: c < gamma is strict"),
+        (lambda n, a, b, g: floor(bound(n, a, b, g)), "at a tie the gate leaves the group alone, and S can't be larger than N"),
+        (lambda n, a, b, g: float(bound(n, a, b, g)), "that is the bar for S: which is the largest whole S below it?"),
         (lambda n, a, b, g: ceil(bound(n, a, b, g)) - 1, "S can't be larger than N: where all of 0..N inject the answer is N"),
         (lambda n, a, b, g: min(ceil(bound(n, a, b, g)), n), "that is the smallest S that is left alone: one less"),
+        (lambda n, a, b, g: min(ceil(bound(n, a, b, g)), n + 1), "that is the number of lamps that inject: S starts at 0, so "
+         "the last is one less"),
+        (lambda n, a, b, g: s if (s := ceil(bound(n, a, b, g))) <= n else None, "that is the smallest S that is left alone; "
+         "and where none is, nothing comes back"),
+        (lambda n, a, b, g: s - 1 if (s := ceil(bound(n, a, b, g))) <= n else None, "right where some S is left alone; where "
+         "none is, nothing comes back: there the answer is N"),
         (lambda n, a, b, g: ceil(bound(n, 0, 0, g)) - 1, "the prior is missing: c is (a0 + S)/(a0 + b0 + N)"),
+        (lambda n, a, b, g: min(ceil(bound(n, a, 0, g)) - 1, n), "b0 is missing: the posterior's two numbers add up to "
+         "a0 + b0 + N"),
         (lambda n, a, b, g: min(ceil(bound(n, 1, 1, g)) - 1, n), "that is for the prior Beta(1, 1) alone"),
         (lambda n, a, b, g: min(ceil(bound(n, a, b, 0.8)) - 1, n), "that is for gamma = 0.8 alone")],
         "one number says all that a gate of this kind will ever do.")
@@ -150,6 +171,7 @@ def called_at_85(answer: Any) -> Mark:
         (0.23760, "that is S = 6 alone: S below 6 injects as well"),
         (0.10521, "that is S <= 5: S = 6 injects as well"),
         (0.18690, "that is for success rate 0.9"),
+        (0.010304, "each S comes in comb(8, S) orders: count them all"),
         (0.15, "that is how often one rollout fails; the gate sees eight")],
         "a third of the groups, though 0.85 is above the threshold.", "It is P(S <= 6), with S binomial (8, 0.85).")
 
@@ -158,7 +180,7 @@ def called_at_85(answer: Any) -> Mark:
 def smallest_group(answer: Any) -> Mark:
     """a whole number: the smallest N at which the gate can close, with Beta(1, 1) and threshold 0.9"""
     return number(answer, 8, [
-        (9, "N = 8 gives (1 + 8)/(2 + 8) = 0.9 at its best: a tie, which is left alone"),
+        (9, "9 works; but what does the gate do at a tie?"),
         (7, "(1 + 7)/(2 + 7) = 0.889 is still below 0.9, even when all seven are right"),
         (3, "that is for the threshold 0.8"),
         (10, "10 works, but smaller groups do too: try S = N in the formula"),
@@ -178,6 +200,9 @@ def clipped(answer: Any) -> Mark:
         (lambda rho, a: np.clip(rho, 0.8, 1.2) * a, "you clipped on both sides: the smaller of clipped and unclipped counts"),
         (lambda rho, a: max(rho * a, np.clip(rho, 0.8, 1.2) * a), "you took the larger one: the clip is a pessimist, take min"),
         (lambda rho, a: rho * a, "nothing is clipped here"),
+        (lambda rho, a: -min(rho * a, np.clip(rho, 0.8, 1.2) * a), "that is the loss; the objective has no minus"),
+        (lambda rho, a: min(rho * a, np.clip(rho, -0.2, 0.2) * a), "epsilon is the way from 1: clip between 0.8 and 1.2"),
+        (lambda rho, a: min(rho * a, min(rho, 1.2) * a), "you clipped above alone: with A < 0 it is cut below 0.8"),
         (lambda rho, a: min(rho * np.sign(a), np.clip(rho, 0.8, 1.2) * np.sign(a)),
          "you took the sign of A alone: with A = 2.5 the token earns 2.5 times as much"),
         (lambda rho, a: min(rho * a, np.clip(rho * a, 0.8, 1.2)), "you clipped rho A: clip rho, then multiply by A"),
@@ -202,15 +227,16 @@ def as_loud(answer: Any) -> Mark:
 
 @exercise
 def whisper(answer: Any) -> Mark:
-    """a number: how many times smaller than its largest value is the shaped gradient in log p at p = 0.001 (lambda = 0.1)?"""
-    return number(answer, 0.25 / (0.1 * 1e-3 / 0.101**2), [
-        (102.01, "you compared with 1: the largest value of this gradient is 1/4"),
-        (0.03921, "that is the quotient the other way around"),
-        (9.803e-3, "that is the gradient itself: by what factor does it fall short of 1/4?"),
-        (0.02550, "you took the gradient in p: in log p it is p times that"),
+    """a number: how many times smaller than its largest value is the shaped gradient in log p at p = 0.002 (lambda = 0.1)?"""
+    return number(answer, 0.25 / (0.1 * 2e-3 / 0.102**2), [
+        (52.02, "you compared with 1: the largest value of this gradient is 1/4"),
+        (0.07689, "that is the quotient the other way around"),
+        (0.019223, "that is the gradient itself: by what factor does it fall short of 1/4?"),
+        (12.75, "you divided by F itself: its gradient in log p is a little less"),
+        (0.02601, "you took the gradient in p: in log p it is p times that"),
         (250.5, "that is for p = 1e-4"),
-        (8.43, "you compared with the value at p = 1, which is 0.083: the largest is 1/4, at p = 0.1")],
-        "and about ten times smaller at each further power of ten.", "Divide 1/4 by 0.1 p / (p + 0.1)^2.", tolerance=0.025)
+        (4.299, "you compared with the value at p = 1, which is 0.083: the largest is 1/4, at p = 0.1")],
+        "and about ten times smaller at each further power of ten.", "The gradient in log p is 0.1 p / (p + 0.1)^2.")
 
 
 @exercise
@@ -223,4 +249,4 @@ def per_draw(answer: Any) -> Mark:
         (0.01, "that is the student's average pull, p times 1: how many times that is the teacher's?"),
         (10.0, "that is 1/lambda, the limit for small p: at p = 0.01 it is already less")],
         "the same token is rare in the student's rollouts, and present in each demonstration.",
-        "Divide 0.1 p / (p + 0.1)^2 by p times 1.")
+        "Compare the gradient 0.1 p / (p + 0.1)^2 with the student's average, p times 1.")

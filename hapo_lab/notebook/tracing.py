@@ -7,32 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from hapo_lab.notebook.marking import UNANSWERED, Mark, is_open, plain
+from hapo_lab.notebook.marking import UNWRITTEN, Mark, is_open, plain
 
 Trace = dict[str, np.ndarray]
 """What a function gave in each case, by the case's name."""
 Slips = Sequence[tuple[Callable, str]]
 """Wrong functions, each with the misconception behind it."""
-
-
-class Unwritten(Exception):
-    """Raised where a function gives nothing yet."""
+NOTHING = np.empty(0)
+"""What a function gives that returns nothing."""
 
 
 def numbers(value: Any) -> np.ndarray:
-    """A tensor, array, list or number as float64; Unwritten for a `...`."""
-    if is_open(value):
-        raise Unwritten
-    return plain(value)
+    """A tensor, array, list or number as float64; NOTHING for a `...`."""
+    return NOTHING if is_open(value) else plain(value)
 
 
 def marked(answer: Callable, trace: Callable[[Callable], Trace], right: Callable, slips: Slips, well: str) -> Mark:
     """`trace` runs a function on the cases. A wrong one that agrees with a slip in all of them shows that misconception."""
     with np.errstate(all="ignore"):
-        try:
-            given, wanted = trace(answer), trace(right)
-        except Unwritten:
-            return UNANSWERED
+        given, wanted = trace(answer), trace(right)
+        if not any(value.size for value in given.values()):
+            return UNWRITTEN
         if (case := _difference(given, wanted)) is None:
             return Mark(True, well)
         says = next((says for slip, says in slips if _difference(given, trace(slip)) is None), None)
@@ -40,7 +35,7 @@ def marked(answer: Callable, trace: Callable[[Callable], Trace], right: Callable
 
 
 def _shown(found: np.ndarray) -> str:
-    return np.array2string(found, precision=4, threshold=12, suppress_small=True)
+    return "nothing" if not found.size else np.array2string(found, precision=4, threshold=12, suppress_small=True)
 
 
 def _difference(given: Trace, wanted: Trace) -> str | None:

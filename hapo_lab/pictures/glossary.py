@@ -1,5 +1,7 @@
 """The terms and the numbers of the method, each said once: the cheat sheet and docs/glossary.md are made from them.
 
+The page alone has the lessons' other words.
+
 Marks: [A] the paper's abstract, [R] a reader's account of its first version, [V] computed here, [ours] our choice where nothing
 is published.
 """
@@ -41,6 +43,24 @@ TERMS = {
 }
 """Term -> its meaning, in one or two sentences."""
 
+LESSONS_WORDS = {
+    "policy": "The language model that is trained. Beside a teacher it is the student.",
+    "verifier": "The program that reads a rollout and gives its reward.",
+    "live group": "A group that is not dead.",
+    "pull": "The gradient of a token's objective in log p: how strongly an update raises or lowers it.",
+    "score": "The gradient of a rollout's log-probability.",
+    "LoRA adapter": "Two small matrices beside each linear layer. Only they are trained.",
+    "NF4": "A number format of 4 bits per weight, in which the model's own weights stay.",
+    "entropy": "How undecided the policy is about its next token, in nats.",
+    "KL to base": "How far the policy has moved from the model that it started as, in nats per token.",
+    "on-policy gradient": "The gradient that the policy's own rollouts alone would give.",
+    "visit": "A step at which a prompt comes up. Only gates that remember count visits.",
+    "discount": "d: a gate that remembers multiplies what is old by it at each visit.",
+    "purity horizon": "The success rate from which on P(inject) stays below 1%.",
+    "margin": "By how much another action must succeed more often than the teacher's before the policy leaves the teacher's.",
+}
+"""The same, for the page alone."""
+
 _CONFIG, _GATE = Config(), BetaGate()
 
 DEFAULTS = [
@@ -68,9 +88,11 @@ MARKS = ("[A] the paper's abstract, [R] a reader's account of its first version,
 
 def page() -> str:
     """docs/glossary.md."""
-    terms = "\n".join(f"| {term} | {meaning} |" for term, meaning in TERMS.items())
+    terms, words = ("\n".join(f"| {said} | {meaning} |" for said, meaning in d.items()) for d in (TERMS, LESSONS_WORDS))
     numbers = "\n".join(f"| {what} | {value} | {mark} |" for what, value, mark in DEFAULTS)
-    return ("# Glossary\n\nThe [cheat sheet](cheat-sheet.pdf) has the same on one page, with the formulas and pictures.\n"
+    return ("# Glossary\n\nThe [cheat sheet](cheat-sheet.pdf) has the method's terms and numbers on one page, with formulas "
+            "and pictures.\n"
             f"Marks: {MARKS}\n\n| term | meaning |\n|---|---|\n{terms}\n\n"
+            f"## Words of the lessons\n\n| word | meaning |\n|---|---|\n{words}\n\n"
             f"## Numbers\n\nThe kit's defaults, for the main job.\n\n| what | value | source |\n|---|---|---|\n{numbers}\n\n"
             "`hapo-lab picture glossary docs/glossary.md` writes this page.\n")
