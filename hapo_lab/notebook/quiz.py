@@ -176,7 +176,7 @@ QUESTIONS: tuple[Question, ...] = (
          "d": "new advantages give the students' scores other weights, and their mean stays along the gradient"}),
     Question(
         "HAPO reaches half of its success in 8 steps and the released LUFFY in 12, with three seeds each. Is it the gate?", "b",
-        "the control changes one thing: a gate that is always open, or LUFFY with HAPO's conventions.",
+        "the control is HAPO with a gate that is always open: it changes one thing.",
         "06_fair_comparison", "The confounder",
         ("yes: the gate is what HAPO adds", "that can't be said: clip, std, aggregation and a bonus differ too",
          "no: LUFFY has a teacher in every group", "yes, if all three seeds agree"),
