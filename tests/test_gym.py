@@ -72,7 +72,7 @@ def test_the_task_of_a_run_is_made_again(tiny, shown):
     ("chain_sum", {"min_terms": 9, "max_terms": 2}, "reasoning_gym:chain_sum does not take"),
     ("chain_sum", {"heldout": 0}, "train is 280 and heldout 0; both must be at least 1"),
     ("chain_sum", {"train": 1, "heldout": 400, "max_terms": 2, "max_digits": 1}, "different problems in 401: beside 400"),
-    ("chain_sum", {"demonstration": "none.jsonl"}, "none.jsonl is no file of demonstrations"),
+    ("chain_sum", {"demonstration": "none.jsonl"}, "none.jsonl is not a file that hapo-lab demonstrate wrote"),
 ])
 def test_what_is_refused(name, options, why):
     with pytest.raises(ValueError, match=why):
