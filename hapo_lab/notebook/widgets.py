@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from html import escape
 from threading import Lock
 from typing import Any
@@ -227,10 +228,10 @@ def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "
 
 def look_inside(log: RunLog) -> Explorable:
     """Any group of any step: completions, rewards, and the replaced rollout."""
-    groups = len(log.steps[0].problems) if log.steps else 1
-    return Explorable(lambda step, number: (inside.group_page(log, step, number)[0], {}),
+    groups, page = len(log.steps[0].problems) if log.steps else 1, lru_cache(1)(partial(inside.group_page, log))
+    return Explorable(lambda step, number: (page(step, number)[0], {}),
                       {"step": _whole("step", 1, 1, max(len(log.steps), 1)), "number": _whole("group", 1, 1, groups)},
-                      lambda step, number: inside.group_page(log, step, number)[1])
+                      lambda step, number: page(step, number)[1])
 
 
 def scrub(log: RunLog) -> Explorable:
