@@ -29,6 +29,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "image/png" in data:
+                data.pop("text/html", None)  # the same picture again, for JupyterLab
                 data["image/png"] = b64encode(in_256_colours(b64decode(data["image/png"]))).decode()
     return notebook
 

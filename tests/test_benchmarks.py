@@ -127,6 +127,14 @@ def test_a_censored_run_counts_as_later_than_any_that_passed(benchmark):
     assert to_success.shown(runs[:1] * 2 + runs[1:2], "seconds") == "> 90 (> 90, > 90, 200)"
 
 
+def test_a_slider_is_moved_there_and_back_ten_times(benchmark):
+    on_screen = benchmark("on_screen")
+    found = on_screen.in_kernel("widgets.clip_and_shape()")
+    assert list(found) == ["p now", "p old", "lambda"] and {len(moves) for moves in found.values()} == {on_screen.MOVES}
+    rows = [{"explorable": "scrub", "slider": "step", "kernel": [1.0, 2.0, 9.0], "line": [], "picture": [3.0, 3.0, 4.0]}]
+    assert on_screen.table(rows)[-1] == "| scrub | step | 2, 9 | none | 3, 4 |"
+
+
 def test_the_dry_run_goes_through_every_part(tmp_path):
     done = subprocess.run([sys.executable, GPU, "--dry", tmp_path / "gpu.json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,94 +1,21 @@
 """Notebooks in a real JupyterLab in a real Chromium: sliders moved, buttons pressed, the page reloaded."""
 
-import os
 import re
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import nbformat
 import pytest
+from lab import CHROMIUM, NO_CHROMIUM, ROOT, cell, chromium, jupyter, open_notebook, run_all, without_outputs
 
 from hapo_lab.runs.log import RunLog
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 600_000
-"""Milliseconds for what takes a second on a machine that has nothing else to do."""
-
-
-@contextmanager
-def jupyter(folder: Path):
-    """JupyterLab on loopback, serving a folder; yields the address of a notebook in it, by name."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-         f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HAPO_LAB_RUNS": str(folder / "runs"),
-                          "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data")})
-    try:
-        for _ in range(120):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/api?token={token}").close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}"
-    finally:
-        server.terminate()
-        server.wait(30)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-def without_outputs(source: Path, target: Path, keep=lambda cell: True) -> nbformat.NotebookNode:
-    """Nothing that a test finds was there before: a copy of a notebook, its outputs cleared."""
-    notebook = nbformat.read(source, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if keep(cell)]
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, target)
-    return notebook
-
-
-def open_notebook(browser, address: str):
-    page = browser.new_page(viewport={"width": 1280, "height": 3000})  # tall: every cell is rendered
-    page.set_default_timeout(PATIENCE)
-    page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    return page
-
-
-def run_all(page) -> None:
-    """When the kernel listens: JupyterLab drops widgets that are made before it does."""
-    page.wait_for_function("""() => {
-        const panel = window.jupyterapp?.shell.currentWidget, session = panel?.sessionContext;
-        return panel?.context.isReady && session?.isReady && session.session?.kernel?.status === 'idle'
-            && session.session.kernel.connectionStatus === 'connected' }""")
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-
-
-def cell(page, source: str):
-    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=source)).first
 
 
 def set_slider(where, label: str, value: float) -> None:

@@ -17,7 +17,8 @@ from hapo_lab.reproducibility.kit import requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = sorted((ROOT / "notebooks").glob("0[0-6]_*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2].isdigit() and path.stem[:2] != "09"]
+"""09 wants SmolLM2, long completions and a verifier of their own."""
 VERSIONS = dict(line.split("==") for line in (ROOT / "tests" / "colab.txt").read_text().splitlines() if "==" in line)
 NOTICE = "No hapo_lab here: run `make colab` on your machine, upload its wheel (Files panel), rerun this cell."
 
@@ -30,7 +31,7 @@ FIRST = first_cell(NOTEBOOKS[0])
 
 
 def test_every_notebook_begins_with_the_same_cell():
-    assert len(NOTEBOOKS) >= 10 and len(LESSONS) == 7
+    assert len(NOTEBOOKS) >= 10 and len(LESSONS) == 10
     assert {first_cell(path) for path in NOTEBOOKS} == {FIRST}
     assert len(FIRST.splitlines()) <= 12 and max(map(len, FIRST.splitlines())) <= 128 and "://" not in FIRST
 

@@ -25,6 +25,10 @@ def test_what_is_committed_shows_on_the_web(path):
     assert all(cell.execution_count for cell in code), "committed without having been executed"
     outputs = [output for cell in code for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert all(o.data["text/plain"].split() and " ".join(o.data["text/plain"].split())
+               in " ".join(o.metadata["image/png"]["alt"].split()) for o in pictures), "a picture without its alternative text"
+    assert not [o for o in pictures if "text/html" in o.data], "the picture lies there twice"
     assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work)/", path.read_text()), "holds a path of somebody's machine"
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 

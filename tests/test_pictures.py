@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from dataclasses import replace
 from functools import cache
+from html import escape
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from hapo_lab.experiments.outcomes import shipped as shipped_experiment
 from hapo_lab.gates import StepAnnealedGate
 from hapo_lab.methods import GRPO, HAPO, LUFFY
 from hapo_lab.pictures import animation, bench, cheat_sheet, comparison, explorables, figures, inside, purity
-from hapo_lab.pictures.style import Figure, blank, frame, grid, projector, style, to_png
+from hapo_lab.pictures.style import Figure, blank, bundle, frame, grid, projector, style, to_png
 from hapo_lab.runs.log import shipped_run
 from hapo_lab.scoring.scores import score
 from hapo_lab.theory.exact_gradient import learning_curve
@@ -108,8 +110,11 @@ def test_it_can_be_read(panels, draw, large):
     with projector(large):
         drawn = draw()
         figure = drawn[0] if isinstance(drawn, tuple) else drawn
-        to_png(figure)
+        data, metadata = bundle(figure)
     assert_readable(figure, panels)
+    alternative = metadata["image/png"]["alt"]
+    assert alternative.startswith(" ".join(figure.says.split())) and re.search(r"\d", alternative), "no number is told"
+    assert f'alt="{escape(alternative)}"' in data["text/html"] and data["image/png"] in data["text/html"]
 
 
 def bad(spoil) -> Figure:

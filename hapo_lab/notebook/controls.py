@@ -8,11 +8,10 @@ from collections.abc import Callable
 from html import escape
 
 import ipywidgets as ipw
-from IPython.display import display
 
 from hapo_lab.gates import Gate, numbers_of, with_numbers
 from hapo_lab.notebook.dashboard import Dashboard
-from hapo_lab.notebook.widgets import gate_sliders
+from hapo_lab.notebook.widgets import gate_sliders, show_rows
 from hapo_lab.pictures import explorables
 from hapo_lab.training.background import Run
 from hapo_lab.training.trainer import Trainer
@@ -75,10 +74,8 @@ class Controls:
         if "google.colab" in sys.modules:
             print(NOT_IN_COLAB)
             return
-        box = ipw.VBox([ipw.HBox([*self.buttons.values(), self.status]), ipw.HBox([*self.sliders.values()]), self.ladder])
-        view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        display({"application/vnd.jupyter.widget-view+json": view,
-                 "text/plain": "Run this cell: it trains in the background, and its controls appear here."}, raw=True)
+        show_rows([ipw.HBox([*self.buttons.values(), self.status]), ipw.HBox([*self.sliders.values()]), self.ladder],
+                  "Run this cell: it trains in the background, and its controls appear here.")
         self._dashboard.update()
         self.start()
 

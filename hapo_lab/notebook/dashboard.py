@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hapo_lab.pictures.figures import training_figure
-from hapo_lab.pictures.style import to_png
+from hapo_lab.pictures.style import bundle
 from hapo_lab.runs.log import RunLog
 from hapo_lab.runs.progress import mean_of, progress_line
 
@@ -84,8 +83,9 @@ class Dashboard:
         self._next = start + SHORTEST_INTERVAL  # should this attempt fail
         log = self.log.snapshot()  # a trainer in another thread goes on while this one is drawn
         done, line, first = len(log.steps), progress_line(log), not self._handle
-        data = {"image/png": base64.b64encode(to_png(training_figure(log, self._panels))).decode(), "text/plain": line}
-        options: dict = {"raw": True, "metadata": {"image/png": {"alt": line}}}
+        data, metadata = bundle(training_figure(log, self._panels))
+        data["text/plain"] = line
+        options: dict = {"raw": True, "metadata": metadata}
         if self._handle:
             self._handle.update(data, **options)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from html import escape
 from threading import Lock
 from typing import Any
@@ -22,7 +23,7 @@ from hapo_lab.gate import BetaGate
 from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.pictures import comparison, explorables, inside, purity
-from hapo_lab.pictures.style import Figure, to_png
+from hapo_lab.pictures.style import Figure, bundle
 from hapo_lab.runs.log import RunLog
 
 
@@ -73,9 +74,9 @@ class Explorable:
 
     @property
     def frame(self) -> tuple[str, bytes, str]:
-        """What stands there now: the line as HTML, the picture as a PNG, the picture's headline."""
-        line, picture = (self._frames[part][1] for part in ("line", "picture"))
-        return line["text/html"], base64.b64decode(picture["image/png"]), picture["text/plain"]
+        """What stands there now: the line as HTML, the picture as a PNG, the picture's alternative text."""
+        (_, line), (options, picture) = (self._frames[part] for part in ("line", "picture"))
+        return line["text/html"], base64.b64decode(picture["image/png"]), options["metadata"]["image/png"]["alt"]
 
     def refresh(self) -> None:
         """Draw the present settings. An error appears as one sentence."""
@@ -100,8 +101,7 @@ class Explorable:
         self._show("line", {"text/html": html or "<span></span>", "text/plain": ""})
 
     def _show_picture(self, figure: Figure) -> None:
-        self._show("picture", {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": figure.says},
-                   {"image/png": {"alt": figure.says}})
+        self._show("picture", *bundle(figure))
 
     def _show(self, part: str, data: dict, metadata: dict | None = None) -> None:
         self._frames[part] = {"raw": True, "metadata": metadata or {}, "display_id": self._ids[part]}, data
@@ -110,11 +110,8 @@ class Explorable:
 
     def _ipython_display_(self) -> None:
         parts = self.controls | self.buttons
-        box = ipw.VBox([ipw.Box(_flat(parts[name] for name in row), layout=ipw.Layout(flex_flow="row wrap"))
-                        for row in self._rows])
-        view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        display({"application/vnd.jupyter.widget-view+json": view,
-                 "text/plain": "Run this cell, and its controls appear here."}, raw=True)
+        show_rows([ipw.Box(_flat(parts[name] for name in row), layout=ipw.Layout(flex_flow="row wrap"))
+                   for row in self._rows], "Run this cell, and its controls appear here.")
         with self._lock:
             self._shown = True
             for options, data in self._frames.values():
@@ -214,7 +211,7 @@ def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "
                  seeds: Sequence[int] = (0,)) -> Explorable:
     """A choice of runs, and two methods' difference in them."""
     every = sorted({o.seed for o in found if o.method in methods})
-    marks = [ipw.ToggleButton(description=f"seed {seed}", value=seed in seeds, layout=ipw.Layout(width="74px"))
+    marks = [ipw.Checkbox(description=f"seed {seed}", value=seed in seeds, indent=False, layout=ipw.Layout(width="84px"))
              for seed in every]
 
     def choose(number: int) -> Callable[[Explorable], None]:
@@ -231,10 +228,10 @@ def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "
 
 def look_inside(log: RunLog) -> Explorable:
     """Any group of any step: completions, rewards, and the replaced rollout."""
-    groups = len(log.steps[0].problems) if log.steps else 1
-    return Explorable(lambda step, number: (inside.group_page(log, step, number)[0], {}),
+    groups, page = len(log.steps[0].problems) if log.steps else 1, lru_cache(1)(partial(inside.group_page, log))
+    return Explorable(lambda step, number: (page(step, number)[0], {}),
                       {"step": _whole("step", 1, 1, max(len(log.steps), 1)), "number": _whole("group", 1, 1, groups)},
-                      lambda step, number: inside.group_page(log, step, number)[1])
+                      lambda step, number: page(step, number)[1])
 
 
 def scrub(log: RunLog) -> Explorable:
@@ -244,6 +241,41 @@ def scrub(log: RunLog) -> Explorable:
     return Explorable(lambda step, **gate: inside.replay_figure(log, step, **gate),
                       {"step": _whole("step", max(len(log.steps), 1), 1, max(len(log.steps), 1)), **gate_sliders(start)},
                       lambda step, **gate: _ladder(trials=trials, **gate))
+
+
+# without a mouse, without sight --------------------------------------------------------------------------------------
+
+_HELP = """
+const name = (element, said) => Object.entries(said).forEach(pair => element.setAttribute(...pair));
+const help = () => {
+    for (const handle of document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])")) {
+        const slider = handle.closest(".widget-slider"), readout = slider.querySelector(".widget-readout");
+        const label = slider.querySelector(".widget-label")?.textContent;
+        if (!label || !readout) continue;
+        readout.id = "readout-" + Math.random().toString(36).slice(2);
+        name(handle, {"aria-label": label, "aria-describedby": readout.id});
+        name(readout, {"role": "textbox", "aria-label": label + ", typed"});
+    }
+    for (const moved of document.querySelectorAll(".widget-dropdown select, .noUi-handle, .ui-slider-handle"))
+        moved.dataset.lmSuppressShortcuts = "true";
+};
+window.hapoLabHelp?.disconnect();
+window.hapoLabHelp = new MutationObserver(help);
+window.hapoLabHelp.observe(document.body, {childList: true, subtree: true});
+help();
+"""
+"""What no option of ipywidgets does. A slider's label names neither its handle nor the number beside it, which both take the
+focus; a logarithmic handle tells its exponent alone, so the number describes it. Arrow keys would go to the notebook's
+shortcuts: in JupyterLab from a list of choices, which they leave for the next cell, and in Notebook 7 from a slider."""
+
+
+def show_rows(rows: Sequence[ipw.Widget], otherwise: str) -> None:
+    """Show controls in a cell, row under row; `otherwise` is what a page without a kernel shows."""
+    helper = ipw.Output(layout=ipw.Layout(display="none"))
+    helper.outputs = ({"output_type": "display_data", "data": {"application/javascript": _HELP}, "metadata": {}},)
+    box = ipw.VBox([*rows, helper])
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": otherwise}, raw=True)
 
 
 # their parts -------------------------------------------------------------------------------------------------------

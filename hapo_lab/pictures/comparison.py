@@ -40,15 +40,15 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
     Over a budget other than steps, a run's points lie at its own spending; the line joins the means of both.
     """
     figure, colours = Figure(), _colours(found)
-    axes = grid(figure, 2, 3)
+    axes, ends = grid(figure, 2, 3), {}
     for ax, (axis, words) in zip(axes, AXES.items(), strict=False):
         frame(ax, words, "validation success")
-        lines = {}
         for name, runs in by_method(found):
             points = min(len(o.validation) for o in runs)
             spent = np.mean([[o.budget(axis)[int(step)] for step, _ in o.validation[:points]] for o in runs], axis=0)
             mean, low, high = band([[success for _, success in o.validation[:points]] for o in runs])
-            lines[name] = ax.plot(spent, mean, color=colours[name], ls=dashes(colours[name]), lw=2.2, clip_on=False)[0]
+            ends[name] = mean[-1]
+            ax.plot(spent, mean, color=colours[name], ls=dashes(colours[name]), lw=2.2, clip_on=False)
             if axis == "steps" and len(runs) > 1:
                 ax.fill_between(spent, low.clip(0, 1), high.clip(0, 1), color=colours[name], alpha=0.15, lw=0)
         ax.set_ylim(0, 1)
@@ -58,6 +58,7 @@ def budget_figure(found: Sequence[Outcome]) -> Figure:
         panel_title(ax, f"Over {words}")
     _key(axes[5], found, colours)
     headline(figure, "What each method reaches, for what it spends")
+    figure.details = "at the end " + ", ".join(f"{name} {end:.2f}" for name, end in ends.items())
     return figure
 
 
@@ -118,6 +119,7 @@ def profile_figure(found: Sequence[Outcome], split: str = HELD_OUT) -> Figure:
         labels.append((100.0, float(np.trapezoid(share, levels)), name, colours[name]))
     end_labels(ax, labels)
     headline(figure, "A curve further right: more of its runs succeed more often")
+    figure.details = "on the mean " + ", ".join(f"{name} {mean:.2f}" for _, mean, name, _ in labels)
     return figure
 
 

@@ -87,7 +87,8 @@ def lamps_html(rungs: Sequence[str], words: str, at: int | None = None) -> str:
             "background:{};border:3px solid {}'></span>")
     rows = [[lamp.format(*faces[rung]) for rung in rungs],
             [f"<b>{s} ▲</b>" if s == at else str(s) for s in range(len(rungs))], rungs]
-    inks = [[style.ink] * len(rungs), [style.ink] * len(rungs), [faces[rung][1] for rung in rungs]]
+    words_inks = [style.student if rung == "leave" else style.teacher_words for rung in rungs]
+    inks = [[style.ink] * len(rungs), [style.ink] * len(rungs), words_inks]
     body = "".join(f"<tr style='background:white'>{cell.format(f'<b>{name}</b>', style.ink)}"
                    + "".join(cell.format(*pair) for pair in zip(row, colours, strict=True)) + "</tr>"
                    for name, row, colours in zip(("gate", "S", ""), rows, inks, strict=True))

@@ -114,13 +114,13 @@ def _completions(group: Group) -> str:
     head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
     rows = []
     for seat, (r, a) in enumerate(zip(group.rollouts, known(group.advantages).tolist(), strict=True)):
-        who, colour = ("teacher", style.teacher) if r.teacher else ("student", style.student)
+        who, colour = ("teacher", style.teacher_words) if r.teacher else ("student", style.student)
         rows.append((seat, who, f"{r.reward:.0f}", f"{a:+.2f}", r.text, r.reason, colour))
     if gone := group.removed:
         rows.append((group.replaced, "replaced", f"{gone.reward:.0f}", "", gone.text, gone.reason, style.faint))
-    body = "".join(f"<tr style='color:{colour}'>" + "".join(f"<td style='{CELL}'>{escape(str(x))}</td>" for x in cells)
-                   + "</tr>" for *cells, colour in rows)
-    return f"<table style='background:white'><tr style='color:{style.ink}'>{head}</tr>{body}</table>"
+    body = "".join(f"<tr style='background:white;color:{colour}'>"
+                   + "".join(f"<td style='{CELL}'>{escape(str(x))}</td>" for x in cells) + "</tr>" for *cells, colour in rows)
+    return f"<table><tr style='background:white;color:{style.ink}'>{head}</tr>{body}</table>"
 
 
 REPLAY = "a replay of decisions, not of the training that would have followed"

@@ -6,8 +6,10 @@ anybody's rcParams.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from typing import Any
 
@@ -29,6 +31,8 @@ class Style:
 
     student: str = "#0072B2"
     teacher: str = "#D55E00"
+    teacher_words: str = "#B84F00"
+    """Its words on a page, of which WCAG asks a contrast of 4.5."""
     held_out: str = "#009E73"
     wrong: str = "#A0A0A0"
     """A group whose rollouts are all wrong ..."""
@@ -73,16 +77,25 @@ class projector:
 class Figure(matplotlib.figure.Figure):
     """1600 x 900 pixels, and any notebook shows it as they are."""
 
+    details = ""
+    """Figures for who can't see it, where no title tells them."""
+
     def __init__(self) -> None:
         super().__init__(figsize=(16 / 1.2, 9 / 1.2), dpi=120, facecolor="white")
 
     @property
     def says(self) -> str:
-        """Its headline, which is also its alternative text."""
+        """Its headline."""
         return " ".join(text.get_text() for text in self.texts)
 
+    @property
+    def described(self) -> str:
+        """Its alternative text: the headline, what each panel's title states, and details."""
+        parts = [self.says, *(ax.get_title(loc="left") for ax in self.axes), self.details]
+        return "; ".join(" ".join(part.split()) for part in parts if part.strip("?"))
+
     def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
-        return {"image/png": to_png(self), "text/plain": self.says}, {"image/png": {"alt": self.says}}
+        return bundle(self)
 
 
 def blank(height: float) -> Figure:
@@ -103,6 +116,16 @@ def to_png(figure: matplotlib.figure.Figure) -> bytes:
     file = BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
+
+
+def bundle(figure: Figure) -> tuple[dict, dict]:
+    """The figure for a notebook, and its metadata: an image that every viewer shows, and the same one in HTML.
+
+    JupyterLab gives an image its alternative text in HTML alone.
+    """
+    png, alt = b64encode(to_png(figure)).decode(), figure.described
+    html = f'<img src="data:image/png;base64,{png}" alt="{escape(alt)}">'
+    return {"image/png": png, "text/html": html, "text/plain": figure.says}, {"image/png": {"alt": alt}}
 
 
 def in_256_colours(png: bytes) -> bytes:

@@ -1,0 +1,172 @@
+"""What a reader waits for in JupyterLab, in Chromium: each lesson's first output, and each slider's answer.
+
+    python benchmarks/on_screen.py [--only sliders] [--out benchmarks/results/on_screen.json]
+
+The goals are 5 seconds to a lesson's first output, and for every slider 100 ms in the kernel and 250 ms on screen.
+
+A lesson's seconds count from the command that runs its cells, in a kernel that has started and imported nothing, to the first
+output in the page. A slider is moved by one step with an arrow key, ten times and the next only after the answer. In the kernel
+its milliseconds are those of the line and of the new picture; on screen they count from the key to the changed page. Takes
+5 minutes, and a machine that does nothing else: `load` in the results tells whether it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import ipywidgets
+from common import machine, write
+from playwright.sync_api import TimeoutError
+
+from hapo_lab import shipped_run
+from hapo_lab.notebook import widgets
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+from lab import READY, cell, chromium, jupyter, open_notebook, run_through, without_outputs, write_cells  # noqa: E402
+
+MOVES = 10
+UNCHANGED = 5000
+"""Milliseconds after which a picture counts as unchanged: JupyterLab does not draw it again, and nothing is measured."""
+CALLS = ("widgets.dead_groups()", "widgets.injection()", "widgets.prior_pull()", "widgets.gate_lab()",
+         "widgets.clip_and_shape()", "widgets.purity_meter()", "widgets.group_sizes()",
+         'widgets.look_inside(shipped_run("hapo-0"))', 'widgets.scrub(shipped_run("hapo-0"))')
+"""The explorables with sliders."""
+LESSONS = [path for path in sorted((ROOT / "notebooks").glob("[01]*.ipynb")) if path.stem[:2] not in ("05", "09")]
+"""05 and 09 load SmolLM2 before they show anything."""
+FIRST = "from hapo_lab import shipped_run\nfrom hapo_lab.notebook import widgets"
+SLIDERS = ipywidgets.IntSlider | ipywidgets.FloatSlider | ipywidgets.FloatLogSlider
+RUN_TO_FIRST = """() => new Promise(done => {
+    const start = performance.now(), shown = () => [...document.querySelectorAll('.jp-OutputArea-output')].some(
+        output => output.innerText.trim() || output.querySelector('img'));
+    const watch = new MutationObserver(() => { if (shown()) { watch.disconnect(); done(performance.now() - start) } });
+    watch.observe(document.querySelector('.jp-Notebook'), {childList: true, subtree: true});
+    window.jupyterapp.commands.execute('notebook:run-all-cells');
+})"""
+WATCH = """cell => {
+    window.answers = {};
+    window.addEventListener('keydown', event => { window.answers = {key: performance.now()} }, true);
+    new MutationObserver(changes => {
+        for (const change of changes) for (const node of change.addedNodes) {
+            if (node.nodeType !== 1 || !(node.closest('.jp-RenderedHTML') || node.querySelector('.jp-RenderedHTML'))) continue;
+            window.answers[node.matches('img') || node.querySelector('img') ? 'picture' : 'line'] ??= performance.now();
+        }
+    }).observe(cell.querySelector('.jp-Cell-outputArea'), {childList: true, subtree: true});
+}"""
+
+
+def first_outputs(browser) -> dict[str, float]:
+    """Seconds to each lesson's first output."""
+    found = {}
+    for path in LESSONS:
+        with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as address:
+            without_outputs(path, Path(folder) / path.name)
+            page = open_notebook(browser, address(path.name))
+            page.wait_for_function(READY)
+            found[path.stem] = page.evaluate(RUN_TO_FIRST) / 1000
+            page.close()
+    return found
+
+
+def in_kernel(call: str) -> dict[str, list[float]]:
+    """Milliseconds of each move of an explorable's sliders: the line and the picture, by label."""
+    face, found = eval(call, {"widgets": widgets, "shipped_run": shipped_run}), {}  # noqa: S307, one of CALLS
+    for slider in (w for w in face._widgets() if isinstance(w, SLIDERS)):
+        found[slider.description] = [1000 * _seconds(slider, value) for value in _values(slider)]
+    return found
+
+
+def _values(slider) -> list[float]:
+    """MOVES of one step: there, and back."""
+    log = isinstance(slider, ipywidgets.FloatLogSlider)
+    turn = -1 if slider.value >= (slider.base**slider.max if log else slider.max) else 1
+    places = [turn * i for i in range(1, MOVES // 2 + 1)] + [turn * i for i in reversed(range(MOVES // 2))]
+    return [slider.value * slider.base ** (slider.step * i) if log else slider.value + slider.step * i for i in places]
+
+
+def _seconds(slider, value: float) -> float:
+    start = time.perf_counter()
+    slider.value = value
+    return time.perf_counter() - start
+
+
+def on_screen(page, call: str) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds from the key to the changed line and picture, by slider."""
+    part, found = cell(page, call), {}
+    part.evaluate(WATCH)
+    for handle in part.locator(".noUi-handle").all():
+        label = handle.get_attribute("aria-label")
+        end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        on, back = ("ArrowLeft", "ArrowRight") if end else ("ArrowRight", "ArrowLeft")
+        found[label] = {"line": [], "picture": []}
+        for key in [on] * (MOVES // 2) + [back] * (MOVES // 2):
+            handle.press(key)
+            with suppress(TimeoutError):
+                page.wait_for_function("() => window.answers.picture", timeout=UNCHANGED)
+            page.wait_for_function(READY)
+            answers = page.evaluate("() => window.answers")
+            for which in ("line", "picture"):
+                found[label][which] += [answers[which] - answers["key"]] if which in answers else []
+    return found
+
+
+def sliders(browser) -> list[dict]:
+    """A row per slider, with every move."""
+    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as address:
+        write_cells(Path(folder) / "all.ipynb", [FIRST, *CALLS])
+        page = open_notebook(browser, address("all.ipynb"))
+        run_through(page)
+        page.wait_for_function("n => document.querySelectorAll('img[alt]').length === n", arg=len(CALLS))
+        rows = []
+        for call in CALLS:
+            kernel, screen = in_kernel(call), on_screen(page, call)
+            assert list(kernel) and set(kernel) == set(screen), (call, list(kernel), list(screen))
+            rows += [{"explorable": call[8:call.index("(")], "slider": label, "kernel": kernel[label], **screen[label]}
+                     for label in screen]
+        page.close()
+    return rows
+
+
+def lesson_table(found: dict[str, float]) -> list[str]:
+    """Markdown of the lessons' seconds."""
+    return ["| lesson | first output |", "|---|---|", *(f"| {name} | {seconds:.1f} s |" for name, seconds in found.items())]
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Markdown of the sliders' milliseconds: median, and the worst move. Where no line answers, the picture is the answer."""
+    def of(values: list[float]) -> str:
+        return f"{statistics.median(values):.0f}, {max(values):.0f}" if values else "none"
+    return ["| explorable | slider | kernel | line on screen | picture on screen |", "|---|---|---|---|---|",
+            *(f"| {row['explorable']} | {row['slider']} | {of(row['kernel'])} | {of(row['line'])} | {of(row['picture'])} |"
+              for row in rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("lessons", "sliders"))
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    found: dict = {"machine": machine(load=list(os.getloadavg()))}
+    with chromium() as browser:
+        if asked.only != "sliders":
+            found["lessons"] = first_outputs(browser)
+            print(*lesson_table(found["lessons"]), sep="\n", flush=True)
+        if asked.only != "lessons":
+            found["sliders"] = sliders(browser)
+            print(*table(found["sliders"]), sep="\n")
+    found["machine"]["load_after"] = list(os.getloadavg())
+    if asked.out:
+        write(asked.out, **found)
+    print(json.dumps(found["machine"]))
+
+
+if __name__ == "__main__":
+    main()
