@@ -61,6 +61,9 @@ def test_every_slide_fits_and_has_its_title_and_at_most_one_picture(browser, sli
             page.wait_for_function("slide => [...slide.querySelectorAll('img')].every(image => image.naturalWidth)", arg=here)
             high, wide = here.evaluate("slide => [slide.scrollHeight, slide.scrollWidth]")
             assert high <= 720 and wide <= 1280, f"slide {number + 1} takes {wide} x {high}"
+            ends = here.evaluate("""slide => [...slide.querySelectorAll('math')].map(
+                math => slide.getBoundingClientRect().right - math.firstElementChild.getBoundingClientRect().right)""")
+            assert all(room >= 0 for room in ends), "a formula is cut"
             assert len(here.query_selector_all("h1, h2")) == 1 and len(here.query_selector_all("img")) <= 1
             page.keyboard.press("ArrowRight")
         assert total >= 2 and page.evaluate("Reveal.isLastSlide()")
