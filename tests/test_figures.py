@@ -406,7 +406,7 @@ def notebook(monkeypatch):
         clock.now += shown_.cost
         return training_figure(log)
     monkeypatch.setattr(dashboards, "training_figure", draw)
-    monkeypatch.setattr(dashboards, "to_png", lambda figure: figure.texts[0].get_text().encode())
+    monkeypatch.setattr(dashboards, "bundle", lambda figure: ({"text/html": figure.says}, {}))
     return shown_
 
 
