@@ -82,16 +82,16 @@ def draw_frames(face: Explorable, control: Control, stem: str, folder: Path) -> 
 
 
 def places(control: Control) -> list:
-    """All values of a short slider. Of a long one: the start, its halves and doubles, and the ends."""
+    """All values of a short slider. Of a long one: small whole numbers; the start, its halves and doubles; and the ends."""
     if isinstance(control, list):
         return [[seat < ones for seat in range(len(control))] for ones in range(len(control) + 1)]
-    low, high, start = control.min, control.max, control.value
+    low, high, step, start = control.min, control.max, control.step, control.value
     if isinstance(control, ipw.FloatLogSlider):
         return sorted({start, *(control.base**power for power in range(int(low), int(high) + 1))})
-    count = round((high - low) / control.step) + 1
-    wanted = [low + i * control.step for i in range(count)] if count <= SHORT else [
-        low, high, *(v for i in range(-20, 21) if low < (v := (start or high / 8) * 2.0**i) < high)]
-    return sorted({round(low + round((v - low) / control.step) * control.step, 9) for v in wanted})
+    wanted = {low, high, *(v for i in range(-20, 21) if low < (v := (start or high / 8) * 2.0**i) < high)}
+    if isinstance(control, ipw.IntSlider) or round((high - low) / step) < SHORT:
+        wanted.update(low + i * step for i in range(SHORT) if low + i * step <= high)
+    return sorted({round(low + round((v - low) / step) * step, 9) for v in wanted})
 
 
 def shown(control: Control) -> str:

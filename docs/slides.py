@@ -29,6 +29,8 @@ REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
 """This package brings a copy of reveal.js, so that no deck fetches one."""
 EXERCISE = re.compile(r"^ +\.\.\.$|^exercises\.", re.MULTILINE)
 NUMBERED = re.compile(r"\*\*\d+\.")
+FOLD = re.compile(r"<details><summary>.*?</summary>|</details>")
+"""Around an answer, which is the speaker's until the class has answered."""
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\w)\$(.+?)\$", re.DOTALL)
 
 
@@ -70,23 +72,27 @@ def main(folder: Path) -> None:
 def slides_of(lesson: NotebookNode) -> list[Slide]:
     """All cells of a lesson in their order, each on the slide that it belongs to."""
     first, *rest = lesson.cells
-    title, aim, *said = paragraphs(first)
+    title, aim, *said = paragraphs(first.source)
     slides, heading, question = [Slide([title, aim], notes=said)], [], []
     before = None  # what is said under a new heading or number, and before its slide
     for cell in rest:
         if cell.cell_type == "markdown":
-            for paragraph in paragraphs(cell):
-                if paragraph.startswith("#"):
-                    heading, before = [f"## {paragraph.lstrip('# ')}"], []
-                elif paragraph.startswith("**Predict"):
-                    question = [paragraph]
-                elif paragraph.startswith("|") and not (before and NUMBERED.match(before[0])):
-                    slides.append(Slide([*heading, paragraph], notes=before or []))
-                    before = None
-                elif NUMBERED.match(paragraph):
-                    before = [paragraph]
-                else:
-                    (slides[-1].notes if before is None else before).append(paragraph)
+            for part, text in enumerate(FOLD.split(cell.source)):
+                for paragraph in paragraphs(text):
+                    said, predict, asked = paragraph.partition("**Predict")
+                    if part % 2:  # folded
+                        (slides[-1].notes if before is None else before).append(paragraph)
+                    elif paragraph.startswith("#"):
+                        heading, question, before = [f"## {paragraph.lstrip('# ')}"], [], []
+                    elif paragraph.startswith(("|", "$$")) and not (before and NUMBERED.match(before[0])):
+                        slides.append(Slide([*heading, paragraph], notes=before or []))
+                        before = None
+                    elif NUMBERED.match(paragraph):
+                        before = [paragraph]
+                    else:
+                        question = [predict + asked] if predict else question
+                        if said:
+                            (slides[-1].notes if before is None else before).append(said.strip())
             continue
         if EXERCISE.search(cell.source):
             slides.append(Slide([*heading, *(before or [])], [cell]))
@@ -99,10 +105,9 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
     return slides
 
 
-def paragraphs(cell: NotebookNode) -> list[str]:
-    """Of a cell's text, with what it folds unfolded."""
-    unfolded = re.sub(r"</?details>|<summary>.*?</summary>", "", cell.source)
-    return [part.strip() for part in unfolded.split("\n\n") if part.strip()]
+def paragraphs(text: str) -> list[str]:
+    """Its parts between empty lines."""
+    return [part.strip() for part in text.split("\n\n") if part.strip()]
 
 
 def shows(cell: NotebookNode) -> bool:
@@ -136,7 +141,8 @@ def page(path: Path, folder: Path) -> str:
     deck = live(slides_of(nbformat.reads(with_players(path.read_text(), path.name, folder), 4)))
     for cell in deck.cells:
         if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(lambda found: convert(found[1] or found[2]), cell.source.replace(".ipynb)", ".html)"))
+            cell.source = FORMULA.sub(lambda found: convert(found[1] or found[2], display="block" if found[1] else "inline"),
+                                      cell.source.replace(".ipynb)", ".html)"))
         elif EXERCISE.search(cell.source):
             cell.outputs = []
         else:

@@ -1,6 +1,8 @@
 """The slides of `make slides`: every cell of a lesson is in its deck, and every slide fits a projector without a network."""
 
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -35,6 +37,21 @@ def test_a_live_deck_runs_what_its_lesson_runs(slides):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_slide_asks_what_its_heading_asks_shows_formulas_and_tells_no_folded_answer(slides, path):
+    text, deck = ("\n\n".join(cell.source for cell in nbformat.read(source, 4).cells if cell.cell_type == "markdown"
+                              and cell.metadata.get("slideshow", {}).get("slide_type") != "notes")
+                  for source in (path, slides / "live" / path.name))
+    _, *sections = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    _, *shown = re.split(r"^#+ (.*)$", deck, flags=re.MULTILINE)
+    said = list(zip(sections[::2], sections[1::2], strict=True))
+    for heading, below in zip(shown[::2], shown[1::2], strict=True):
+        assert all(any(part in text for where, text in said if where == heading) for part in below.strip().split("\n\n"))
+    answers = re.findall(r"</summary>(.*?)</details>", text, re.DOTALL)
+    assert not [part for answer in answers for part in answer.strip().split("\n\n") if part in deck]
+    assert all(formula in deck for formula in re.findall(r"^\$\$.*?\$\$", text, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_every_slide_fits_and_has_its_title_and_at_most_one_picture(browser, slides, path):  # noqa: F811
     with page_of(browser, slides) as page:
         page.goto((slides / f"{path.stem}.html").as_uri())
@@ -44,6 +61,9 @@ def test_every_slide_fits_and_has_its_title_and_at_most_one_picture(browser, sli
             page.wait_for_function("slide => [...slide.querySelectorAll('img')].every(image => image.naturalWidth)", arg=here)
             high, wide = here.evaluate("slide => [slide.scrollHeight, slide.scrollWidth]")
             assert high <= 720 and wide <= 1280, f"slide {number + 1} takes {wide} x {high}"
+            ends = here.evaluate("""slide => [...slide.querySelectorAll('math')].map(
+                math => slide.getBoundingClientRect().right - math.firstElementChild.getBoundingClientRect().right)""")
+            assert all(room >= 0 for room in ends), "a formula is cut"
             assert len(here.query_selector_all("h1, h2")) == 1 and len(here.query_selector_all("img")) <= 1
             page.keyboard.press("ArrowRight")
         assert total >= 2 and page.evaluate("Reveal.isLastSlide()")
@@ -51,9 +71,16 @@ def test_every_slide_fits_and_has_its_title_and_at_most_one_picture(browser, sli
 
 def test_a_slider_moves_on_its_slide(browser, slides):  # noqa: F811
     with page_of(browser, slides) as page:
-        page.goto((slides / "03_beta_gate.html").as_uri() + "#/1")
+        page.goto((slides / "03_beta_gate.html").as_uri() + "#/2")
         player = page.locator("section.present .player")
         before = player.locator("img").get_attribute("src")
         player.get_by_role("slider").press("ArrowRight")
         assert player.locator("img").get_attribute("src") != before
         assert page.locator("section.present h2").inner_text().startswith("Nine lamps")
+
+
+def test_the_slider_of_group_sizes_stops_where_the_sawtooth_jumps(browser, slides):  # noqa: F811
+    with page_of(browser, slides) as page:
+        page.goto((slides / "07_asymptotic_purity.html").as_uri())
+        frames = json.loads(page.locator(".player").first.get_attribute("data-frames"))
+    assert {"7", "8", "12", "13", "16", "128"} <= {frame["value"] for frame in frames}

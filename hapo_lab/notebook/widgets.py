@@ -200,7 +200,7 @@ def purity_meter(kind: str = "beta") -> Explorable:
 def group_sizes() -> Explorable:
     """The injection probability at one success rate, for every group size."""
     return Explorable(purity.group_sizes, {
-        "success_rate": _slider("success rate", 0.9, 0.8, 0.99, 0.01), "trials": _whole("N, rollouts", 8, 2, 128),
+        "trials": _whole("N, rollouts", 8, 2, 128), "success_rate": _slider("success rate", 0.9, 0.8, 0.99, 0.01),
         **gate_sliders()}, purity.bar_line, rows=[("success_rate", "trials"), _GATE])
 
 
