@@ -17,8 +17,9 @@ test: setup  ## the tests: ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2
 
 # In two processes as well: each SmolLM2 then has one thread, and the whole takes less time.
+# Tests that share a page share a process.
 soak: setup deepspeed .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site, ZeRO
-	@$(BIN)/python -m pytest -n 2 -m soak
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
