@@ -16,10 +16,10 @@ check: setup  ## style, types, the order of the rooms, links: under a minute
 test: setup  ## the tests: ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2
 
-# In two processes as well: each SmolLM2 then has one thread, and the whole takes less time.
-# Tests that share a page share a process.
+# In two processes as well: each SmolLM2 then has one thread, and the whole takes less time. Tests
+# that share a page or a site are in one file, and so in one process.
 soak: setup deepspeed .venv-docs/done  ## the long tests: the main job, ten kills, Colab's packages, every notebook, the site, ZeRO
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m soak
 
 lab: setup  ## JupyterLab on the first notebook (loopback only, token on)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb

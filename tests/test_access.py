@@ -7,7 +7,7 @@ from lab import CHROMIUM, NO_CHROMIUM, READY, cell, chromium, jupyter, open_note
 
 from hapo_lab.notebook import widgets
 
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("access"), pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)]
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)]
 
 FIRST = """from hapo_lab import BetaGate, HAPO, TINY, Controls, Dashboard, Trainer, load_policy, load_task, shipped_run
 from dataclasses import replace

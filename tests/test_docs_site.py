@@ -12,8 +12,7 @@ from test_browser import CHROMIUM, browser  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 BUILDER = ROOT / ".venv-docs" / "bin" / "sphinx-build"
 LESSON = "notebooks/03_beta_gate.html"
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("site"),
-              pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"),
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"),
               pytest.mark.skipif(not BUILDER.exists(), reason="`make docs` sets up what builds the site")]
 
 

@@ -14,8 +14,7 @@ from test_docs_site import page_of
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv-docs" / "bin" / "python"
 LESSONS = sorted((ROOT / "notebooks").glob("[01]*.ipynb"))
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("slides"),
-              pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"),
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"),
               pytest.mark.skipif(not PYTHON.exists(), reason="`make docs` sets up what makes the slides")]
 
 
