@@ -67,7 +67,8 @@ DRAWN = {
     comparison.profile_figure: [(1, lambda: comparison.profile_figure(found("leaving")))],
     comparison.teacher_figure: [(4, lambda: comparison.teacher_figure(found("leaving"), comparison.FIGURE_2))],
     comparison.stories_figure: [(2, lambda: comparison.stories_figure(found("leaving"), comparison.FIGURE_2, [0, 1]))],
-    comparison.chosen_seeds: [(2, lambda: comparison.chosen_seeds(found("leaving"), comparison.FIGURE_2, range(10)))],
+    comparison.chosen_seeds: [(2, lambda: comparison.chosen_seeds(found("leaving"), comparison.FIGURE_2, range(10))),
+                              (2, lambda: comparison.chosen_seeds(found("sparse"), comparison.FIGURE_2, [0]))],
     bench.bench_figure: [(2, lambda: bench.bench_figure(
         [row for one in answers_of(["base", "HAPO"], ["sums", "dates"], 8, 8) for row in score(one)]))],
 }

@@ -201,6 +201,7 @@ def chosen_seeds(found: Sequence[Outcome], methods: tuple[str, str], seeds: Sequ
     right.set_yticks([])
     spread = 1.2 * max(abs(a - b) for a in pair[first].values() for b in pair[second].values()) + 1e-3
     right.set(xlim=(-spread, spread), ylim=(-1, 1))
+    right.xaxis.set_major_locator(MaxNLocator(4))
     panel_title(left, f"{len(seeds)} seeds chosen; each dot is a run" if len(seeds) > 1 else "1 seed chosen; each dot is a run")
     panel_title(right, f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]" if low == low
                 else f"{difference:+.3f}, and no interval from so few runs")
