@@ -292,6 +292,16 @@ def test_group_figure_of_other_groups():
     assert titles(group_figure(teach_alone(GRPO, group(8), None)))[2:] == ["Every advantage is 0: nothing to learn"] * 2
 
 
+@pytest.mark.parametrize(("question", "title"), [
+    (r"What is \frac{1}{5} + \dfrac{2}{3}?", "What is 1/5 + 2/3?"),
+    (r"Half of \frac{1 + x}{2} costs $5", r"Half of \frac{1 + x}{2} costs $5"),  # 1 + x/2 would be another number
+    ("Two\n  lines", "Two lines"), ("m" * 80, "m" * 80), ("m" * 81, "m" * 79 + "…")])
+def test_a_groups_headline_is_its_question_in_a_readable_line(question, title):
+    figure = group_figure(teach_alone(HAPO, group(0, key=question), DEMONSTRATION))
+    to_png(figure)
+    assert figure.texts[0].get_text() == f"One group: {title}" and figure.texts[0].get_size() > 11
+
+
 def test_projector_enlarges_all_later_type():
     size = lambda: training_figure(a_log(steps=1)).axes[0].texts[0].get_size()  # noqa: E731
     assert size() == 11

@@ -21,6 +21,7 @@ from hapo_lab.pictures.style import (
     frame,
     grid,
     headline,
+    in_a_line,
     inches,
     ink,
     panel_title,
@@ -260,7 +261,7 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
         panels[i + 2].yaxis.set_major_locator(MaxNLocator(4))
         panel_title(panels[i], titles[i])
         panel_title(panels[i + 2], advantages_in_words(rewards, advantages, teacher))
-    headline(figure, f"One group: {group.problem.key}")
+    headline(figure, f"One group: {in_a_line(group.problem.key)}")
     return figure
 
 

@@ -6,6 +6,7 @@ anybody's rcParams.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,6 +236,16 @@ def headline(figure: Figure, text: str) -> None:
     size = min(1.2 * style.size, 72 * (width - 2 * line) / (0.6 * len(text)))
     figure.text(1.3 * line / width, 1 - 1.2 * line / height, text, size=size, color=style.ink, weight="bold", va="top",
                 parse_math=False)
+
+
+def in_a_line(text: str, most: int = 80) -> str:
+    r"""A problem's question as a title holds it: on one line, plain fractions as a/b, cut after `most` characters.
+
+    >>> in_a_line(r"What is \frac{1}{5} + \frac{2}{3}?")
+    'What is 1/5 + 2/3?'
+    """
+    line = " ".join(re.sub(r"\\[dt]?frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text).split())
+    return line if len(line) <= most else f"{line[:most - 1]}…"
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
