@@ -137,7 +137,7 @@ def test_a_setting_s_bar_is_its_rate_at_the_end_and_its_tick_the_prediction(sett
 
 
 def test_a_name_hangs_where_its_curve_leaves_the_teacher_s_action():
-    late, never = np.where(np.arange(400) < 99, 0.8, 0.9), np.full(400, 0.8)
+    late, never = np.where(np.arange(401) < 100, 0.8, 0.9), np.full(401, 0.8)  # before each step, and after the last
     figure = figures.ceiling_figure({name: SimpleNamespace(success=curve) for name, curve in (("a", never), ("b", late))}, 10.0)
     assert {text.get_text().strip(): text.get_position()[0] for text in figure.axes[0].texts} == {
         "b 1,000": 1000, "a: not in this time": 4000}

@@ -228,16 +228,16 @@ def ceiling_figure(curves: dict[str, LearningCurve], step_size: float = 1.0) -> 
     """Success over time, which is steps times their size; a name hangs where its curve leaves the teacher's action."""
     figure, (ax,) = cell_figure(1, 1)
     frame(ax, "step \N{MULTIPLICATION SIGN} step size", "success")
-    end = step_size * max(len(curve.success) for curve in curves.values())
+    end = step_size * (max(len(curve.success) for curve in curves.values()) - 1)
     ax.set(xlim=(0, 1.12 * end), ylim=(0, 1.0), yticks=[0, 0.2, 0.4, 0.6, 0.8, 0.9])
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.axhline(0.8, color=style.threshold, ls="--", lw=1.2)
-    leaves = {name: step_size * (1 + int(np.argmax(curve.success > 0.85))) if curve.success[-1] > 0.85 else end
+    leaves = {name: step_size * int(np.argmax(curve.success > 0.85)) if curve.success[-1] > 0.85 else end
               for name, curve in curves.items()}
     for row, (name, leave) in enumerate(sorted(leaves.items(), key=lambda item: item[1])):
         colour, success = style.runs[list(curves).index(name)], curves[name].success
-        ax.plot(step_size * np.arange(1, len(success) + 1), success, color=colour, lw=2.2, ls=dashes(colour))
+        ax.plot(step_size * np.arange(len(success)), success, color=colour, lw=2.2, ls=dashes(colour))
         foot = 0.1 + 0.6 * (row + 1) / len(curves)
         ax.plot([leave, leave], [foot, 0.8], color=colour, lw=1.2, ls=":")
         write(ax, leave, foot, f" {name} {leave:,.0f}" if curves[name].success[-1] > 0.85 else f" {name}: not in this time",
