@@ -17,8 +17,9 @@ from scipy import special
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import Gate, ThompsonGate, ladder
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
-from hapo_lab.pictures.figures import advantages_in_words, seats_panel
+from hapo_lab.pictures.figures import advantages_in_words, seats_axis, seats_panel
 from hapo_lab.pictures.style import (
+    TITLE,
     Figure,
     blank,
     cell_figure,
@@ -143,9 +144,9 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
     injects = ladder(gate, trials)[successes] != "leave"
     after = synthetic_success_injection(before, DEMONSTRATION) if injects else before
     was, now = (group_advantages(group.rewards, scale) for group in (before, after))
-    figure, panels = cell_figure(2, 2, 5.4)
+    figure, panels = cell_figure(2, 2, 4.2, TITLE)
     for i, (group, advantages) in enumerate(((before, was), (after, now))):
-        _rewards(panels[i], group.rewards if step > 2 or not i else None, group, trials)
+        _rewards(panels[i], group.rewards if step > 2 or not i else None, group, trials, numbered=False)
         _advantages(panels[i + 2], group.rewards, advantages if step > 3 or not i else None, scale, group)
     panel_title(panels[0], f"As sampled: {successes} of {trials} right")
     if step > 2:
@@ -251,6 +252,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
         frame(ax, "p, the token's probability now", unit)
         ax.set(xscale="log", xlim=(1e-6, 1), ylim=(-0.1, 1.7) if advantage > 0 else (-2.2, 1.7))
         ax.set_yticks([0, 0.5, 1, 1.5] if advantage > 0 else [-2, -1, 0, 1])
+        ax.set_xticks([1e-6, 1e-4, 0.01, 1], ["1e-6", "1e-4", "0.01", "1"])  # powers in TeX take longer than all else
         ax.xaxis.set_minor_locator(NullLocator())
         ax.axhline(0, color=style.faint, lw=0.8)
         ax.axvline(p, color=style.ink, lw=1.2, ls=":")
@@ -317,14 +319,15 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
 # their parts -------------------------------------------------------------------------------------------------------
 
 
-def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None, trials: int = 8) -> None:
+def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None, trials: int = 8,
+             numbered: bool = True) -> None:
     """None: not known yet."""
     if rewards is None:
-        frame(ax, "seat", "reward")
-        ax.set(xlim=(-0.7, trials - 0.3), ylim=(0, 1.25), xticks=range(trials), yticks=[0, 1])
+        seats_axis(ax, trials, "reward", (0, 1.25), numbered)
+        ax.set_yticks([0, 1])
         return panel_title(ax, "?")
     teacher = group.teacher_mask if group else torch.zeros(len(rewards), dtype=torch.bool)
-    seats_panel(ax, rewards, teacher, group.replaced if group else -1, "reward", (0, 1.25))
+    seats_panel(ax, rewards, teacher, group.replaced if group else -1, "reward", (0, 1.25), numbered)
     ax.set_yticks([0, 1])
     panel_title(ax, f"{int(rewards.sum())} of {len(rewards)} right")
 
@@ -336,8 +339,8 @@ def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None
     reach = 1.5 * ((n - 1) / n**0.5 if scale == "std" else 1)
     ticks = [-2, 0, 2] if scale == "std" else [-1, 0, 1]
     if advantages is None:
-        frame(ax, "seat", "advantage")
-        ax.set(xlim=(-0.7, n - 0.3), ylim=(-reach, reach), xticks=range(n), yticks=ticks)
+        seats_axis(ax, n, "advantage", (-reach, reach))
+        ax.set_yticks(ticks)
         return panel_title(ax, "?")
     teacher = group.teacher_mask if group else torch.zeros(n, dtype=torch.bool)
     seats_panel(ax, advantages, teacher, group.replaced if group else -1, "advantage", (-reach, reach))

@@ -9,7 +9,6 @@ from statistics import median
 import torch
 
 from hapo_lab.gate import BetaGate
-from hapo_lab.pictures.figures import group_figure
 from hapo_lab.pictures.style import (
     Figure,
     blank,
@@ -95,21 +94,20 @@ _VERDICTS: dict[str, Callable[[list[float], RunLog], tuple[bool, str]]] = {
 """Sign -> whether it is sound, and its figures, from what was measured of its first line."""
 
 
-def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
-    """Group `number` (from 1) of a step (from 1): its picture, and its completions as a table in HTML."""
+def group_at(log: RunLog, step: int, number: int) -> Group:
+    """Group `number` (from 1) of a step (from 1). ValueError: the run has no such group."""
     groups = log.groups_of(_step(log, step).step)
     if not 1 <= number <= len(groups):
         raise ValueError(f"step {step} has groups 1 to {len(groups)}; there is no group {number}.")
-    group = groups[number - 1]
-    return group_figure(group, log.manifest["method"]["scale"]), _completions(group)
+    return groups[number - 1]
 
 
 CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 """A completion keeps its lines."""
 
 
-def _completions(group: Group) -> str:
-    """Teacher's seat marked, and who sat there before."""
+def completions_table(group: Group) -> str:
+    """A group's completions in HTML: the teacher's seat is marked, and the replaced rollout stands below."""
     columns = ("seat", "who", "reward", "advantage", "says", "verifier")
     head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
     rows = []

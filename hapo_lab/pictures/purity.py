@@ -83,7 +83,7 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     for ax, unit in ((left, "probability"), (right, "ratio to the closed gate")):
         rate_axis(ax, unit)
         ax.axvline(success_rate, color=style.ink, lw=1.2, ls=":")
-    left.set(ylim=(0, 1.04))
+    left.set(ylim=(0, 1.04), yticks=[0, 0.5, 1])
     for name, bound, pattern in (("hoeffding", hoeffding_bound, "--"), ("chernoff", chernoff_bound, "-.")):
         if count_cutoff(gate, trials, visit):
             left.plot(MU, bound(MU, trials, gate, visit), color=style.faint, lw=1.5, ls=pattern)
@@ -96,6 +96,7 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     variances = [e.variance / p.variance for e, p in zip(curves, plains, strict=True)]
     biases = [e.relative_bias for e in curves]
     right.set(ylim=(0, min(1.35 * max(*variances, *biases, 1), 4)))  # with room for the key
+    right.yaxis.set_major_locator(MaxNLocator(4))
     for values, value, colour, dash in ((biases, here.relative_bias, style.teacher, "-"),
                                         (variances, numbers["variance"], style.student, "--")):
         right.plot(MU, values, color=colour, lw=2.2, ls=dash)

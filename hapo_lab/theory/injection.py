@@ -19,8 +19,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from hapo_lab.gate import as_written
-from hapo_lab.gates import Gate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
+from hapo_lab.gate import BetaGate, as_written
+from hapo_lab.gates import (
+    AlwaysGate,
+    Gate,
+    HardGate,
+    NeverGate,
+    RunningGate,
+    StepAnnealedGate,
+    SuccessAnnealedGate,
+    ThompsonGate,
+)
 
 LARGEST_GROUP = 1024
 """N + 1 outcomes are summed, with binomial coefficients that a float64 still holds."""
@@ -88,6 +97,10 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
 
+def _memoryless(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+    return gate.chances({}, "", n).numpy()
+
+
 def _by_step(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     return gate.chances({"step": visit - 1}, "", n).numpy()
 
@@ -106,8 +119,9 @@ def _by_success(gate: SuccessAnnealedGate, mu: np.ndarray, n: int, visit: int) -
 
 
 _KNOWN: dict[type, Callable[..., np.ndarray]] = {
+    **dict.fromkeys((BetaGate, ThompsonGate, HardGate, NeverGate, AlwaysGate), _memoryless),
     StepAnnealedGate: _by_step, RunningGate: _running, SuccessAnnealedGate: _by_success}
-"""Memories whose histories need not be walked through, by their exact class: one derived from it may decide otherwise."""
+"""Gates whose histories need not be walked through, by their exact class: one derived from it may decide otherwise."""
 
 
 def injection_probability(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
