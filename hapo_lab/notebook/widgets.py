@@ -176,7 +176,7 @@ def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
         **gate_sliders(),
         "reveal": ipw.Checkbox(description="reveal", value=False, indent=False, layout=ipw.Layout(width="90px"))},
         _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another},
-        [("secret", "groups", "+1 group", "+10 groups", "reveal", "New secret"), (*_GATE, "trials")])
+        [("secret", "New secret", "groups", "+1 group", "+10 groups"), _GATE, ("trials", "reveal")])
 
 
 def clip_and_shape() -> Explorable:
@@ -283,7 +283,7 @@ def show_rows(rows: Sequence[ipw.Widget], otherwise: str) -> None:
 
 # their parts -------------------------------------------------------------------------------------------------------
 
-_LABEL, _WIDTH = {"description_width": "90px"}, ipw.Layout(width="280px")
+_LABEL, _WIDTH = {"description_width": "84px"}, ipw.Layout(width="260px")  # three stand side by side in a narrow window
 _GATE = ("alpha", "beta", "threshold")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from hapo_lab.gate import BetaGate
 from hapo_lab.pictures.style import (
+    TITLE,
     Figure,
     blank,
     end_labels,
@@ -129,13 +130,15 @@ def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0,
     steps, gate = log.steps[:_step(log, step).step], BetaGate(alpha, beta, threshold)
     recorded = [sum(r.decisions) for r in steps]
     replayed = [int(gate.injects(torch.tensor(r.successes), torch.tensor(r.trials)).sum()) for r in steps]
-    figure, most = blank(5.4), max(len(r.problems) for r in steps)
-    for ax, who, counts in zip(grid(figure, 2, 1), ("The run's gate", "This gate"), (recorded, replayed), strict=True):
+    figure, most = blank(3.8), max(len(r.problems) for r in steps)
+    panels = grid(figure, 2, 1, TITLE)
+    for ax, who, counts in zip(panels, ("The run's gate", "This gate"), (recorded, replayed), strict=True):
         step_axis(ax, log.planned, "groups", top=1.08 * most)
         ax.yaxis.set_major_locator(whole())
         plot_area(ax, steps, 0, counts, style.teacher)
         panel_title(ax, f"{who} asks for the teacher in {sum(counts)} of "
                         f"{sum(len(r.problems) for r in steps)} groups" + ("" if counts is recorded else f": {REPLAY}"))
+    panels[0].set(xlabel="", xticks=())
     more = sum(replayed) - sum(recorded)
     headline(figure, "Both gates decide alike: choose other numbers" if recorded == replayed else
              f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'fewer'}" if more else

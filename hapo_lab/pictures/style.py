@@ -160,21 +160,25 @@ def grid(figure: Figure, rows: int, columns: int, between: float = 5.6) -> list[
 
 TITLE = 3.0
 """Lines that a panel's title takes."""
+LOW = 3.4
+"""Inches of a picture that stands whole on a projector of 1280 x 720 pixels, under a ladder and three rows of sliders."""
 
 
-def frame(ax: Axes, x: str, y: str) -> None:
+def frame(ax: Axes, x: str, y: str, size: float = 0) -> None:
     """The bare axes of a panel, with their labels: the upright one as long as the axis at most, where nothing cuts it. The
-    labels stand at fixed places: matplotlib would measure all ticks' labels again to find one."""
+    labels stand at fixed places: matplotlib would measure all ticks' labels again to find one. `size`: the type's, if not the
+    style's."""
+    size = size or style.size
     ax.set_facecolor("white")
     ax.grid(False)
     ax.spines[["top", "right"]].set_visible(False)
     for spine in ax.spines.values():
         spine.set(color=style.faint, linewidth=1)
-    ax.tick_params(color=style.faint, labelcolor=style.ink, labelsize=style.size, width=1, length=3)
-    ax.set_xlabel(x, color=style.ink, size=style.size)
+    ax.tick_params(color=style.faint, labelcolor=style.ink, labelsize=size, width=1, length=3)
+    ax.set_xlabel(x, color=style.ink, size=size)
     height = 72 * inches(ax)[1]
-    ax.set_ylabel(y, color=style.ink, size=min(style.size, height / (0.55 * max(len(y), 1))))
-    inch, line = cast(Figure, ax.figure).dpi_scale_trans, style.size / 72
+    ax.set_ylabel(y, color=style.ink, size=min(size, height / (0.55 * max(len(y), 1))))
+    inch, line = cast(Figure, ax.figure).dpi_scale_trans, size / 72
     ax.xaxis.set_label_coords(0.5, 0, ax.transAxes + ScaledTranslation(0, -1.2 * line - 10.5 / 72, inch))
     ax.yaxis.set_label_coords(0, 0.5, ax.transAxes + ScaledTranslation(-3.1 * line, 0, inch))
 
