@@ -24,6 +24,7 @@ from hapo_lab.gates import (
     AlwaysGate,
     Gate,
     HardGate,
+    MemorylessGate,
     NeverGate,
     RunningGate,
     StepAnnealedGate,
@@ -97,8 +98,8 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
 
-def _memoryless(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
-    return gate.chances({}, "", n).numpy()
+def _memoryless(gate: BetaGate | MemorylessGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+    return _of_its_own_group(gate, n)
 
 
 def _by_step(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
@@ -244,6 +245,11 @@ def _count_cutoff(gate: Gate, trials: int, visit: int) -> tuple[int, int]:
         raise ValueError(f"purity: {gate} does not compare one binomial count with a cutoff, so these bounds say nothing "
                          "of it: use injection_bracket.")
     return found
+
+
+@lru_cache(maxsize=16)
+def _of_its_own_group(gate: BetaGate | MemorylessGate, trials: int) -> np.ndarray:
+    return gate.chances({}, "", trials).numpy()
 
 
 @lru_cache(maxsize=16)
