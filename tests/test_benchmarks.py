@@ -131,8 +131,26 @@ def test_a_slider_is_moved_there_and_back_ten_times(benchmark):
     on_screen = benchmark("on_screen")
     found = on_screen.in_kernel("widgets.clip_and_shape()")
     assert list(found) == ["p now", "p old", "lambda"] and {len(moves) for moves in found.values()} == {on_screen.MOVES}
-    rows = [{"explorable": "scrub", "slider": "step", "kernel": [1.0, 2.0, 9.0], "line": [], "picture": [3.0, 3.0, 4.0]}]
-    assert on_screen.table(rows)[-1] == "| scrub | step | 2, 9 | none | 3, 4 |"
+
+
+def test_a_slider_is_not_moved_past_its_end_nor_to_settings_without_a_meaning(benchmark):
+    on_screen = benchmark("on_screen")
+    assert len(on_screen.in_kernel("widgets.injection()")["step"]) == 6  # of 1 to 4
+    found = on_screen.in_kernel("widgets.prior_pull()")
+    assert len(found["S, right"]) == 4 and len(found["N, rollouts"]) == on_screen.MOVES  # S of 6 to 8 of 8
+    assert all(times and min(times) > 5 for times in found.values())  # every move is drawn
+
+
+def test_a_goal_is_met_or_missed_by_the_median(benchmark):
+    on_screen = benchmark("on_screen")
+    rows = [{"explorable": "scrub", "slider": "step", "kernel": [1, 100, 900], "line": [], "picture": [3, 251, 400]},
+            {"explorable": "scrub", "slider": "prior a0", "kernel": [101], "line": [7, 8, 9], "picture": []}]
+    assert on_screen.table(rows)[-2:] == ["| scrub | step | 100, 900 | met | none | 251, 400 | missed |",
+                                          "| scrub | prior a0 | 101, 101 | missed | 8, 9 | none | met |"]
+    assert on_screen.lesson_table({"07": 5.01})[-1] == "| 07 | 5.0 s | missed |"
+    assert on_screen.verdict({"lessons": {"00": 5.0, "07": 5.01}, "sliders": rows}) == (
+        "1 of 2 lessons show something within 5 s; "
+        "of 2 sliders 1 answer within 100 ms in the kernel, 1 within 250 ms on screen.")
 
 
 def test_the_dry_run_goes_through_every_part(tmp_path):

@@ -278,12 +278,17 @@ def test_group_figure_before_and_after(successes, title, gain):
     figure = group_figure(taught)
     assert titles(figure)[0] == title and titles(figure)[1] == f"As updated on: the teacher takes seat {taught.replaced}"
     assert titles(figure)[3] == gain
-    after = figure.axes[3].patches
-    assert hexes([after[taught.replaced].get_facecolor()]) == {style.teacher}
-    assert hexes(bar.get_facecolor() for i, bar in enumerate(after) if i != taught.replaced) == {style.student}
-    assert np.allclose([bar.get_height() for bar in after], taught.advantages)
-    before = [bar.get_height() for bar in figure.axes[2].patches]
-    assert before == [0] * 8 if successes == 0 else np.allclose(sum(before), 0)
+    (before, _), (after, colours) = (bars_of(figure.axes[i]) for i in (2, 3))
+    assert hexes([colours[taught.replaced]]) == {style.teacher}
+    assert hexes(c for i, c in enumerate(colours) if i != taught.replaced) == {style.student}
+    assert np.allclose(after, taught.advantages)
+    assert len(before) == 8 and (not any(before) if successes == 0 else np.allclose(sum(before), 0))
+
+
+def bars_of(ax):
+    """The bars of a panel of seats: their heights, and their colours."""
+    bars, = ax.collections
+    return [path.vertices[1, 1] for path in bars.get_paths()], bars.get_facecolors()
 
 
 def test_group_figure_of_other_groups():
@@ -321,6 +326,12 @@ def test_no_state_outside_the_figure():
             "for f in (figures.training_figure(a_log()), figures.comparison_figure([a_log()]),\n"
             "          figures.group_figure(teach_alone(HAPO, group(0), DEMONSTRATION))): to_png(f)\n"
             "assert m.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_controls_do_not_wait_for_what_they_do_not_need():
+    code = ("import sys\nfrom hapo_lab.notebook import exercises, widgets\nwidgets.purity_meter()\n"
+            "assert not {'transformers', 'peft', 'scipy.stats', 'pandas', 'matplotlib.pyplot'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

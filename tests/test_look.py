@@ -6,6 +6,7 @@ import pytest
 
 from hapo_lab.notebook import widgets
 from hapo_lab.pictures import inside
+from hapo_lab.pictures.figures import group_figure
 from hapo_lab.pictures.style import projector, to_png
 from hapo_lab.runs.log import RunLog, shipped_run
 from hapo_lab.runs.progress import progress_line
@@ -52,8 +53,9 @@ def test_health_of_a_run_without_steps_says_so():
 
 
 def test_a_group_s_page_marks_the_teacher_and_who_was_replaced(log):
-    figure, table = inside.group_page(log, step=1, number=3)
-    assert "the teacher takes seat" in says(figure)
+    group = inside.group_at(log, step=1, number=3)
+    table = inside.completions_table(group)
+    assert "the teacher takes seat" in says(group_figure(group))
     assert table.count("white-space:pre-wrap'>teacher</td>") == 1 == table.count(">replaced</td>")
     assert table.count(">student</td>") == 7 and "the end must be" in table
 
@@ -62,14 +64,14 @@ def test_markup_in_a_completion_is_shown_and_not_obeyed(log):
     from dataclasses import replace
     group = log.groups_of(1)[0]
     group = replace(group, rollouts=(replace(group.rollouts[0], text="<b>x</b>"), *group.rollouts[1:]))
-    assert "&lt;b&gt;x&lt;/b&gt;" in inside._completions(group)
+    assert "&lt;b&gt;x&lt;/b&gt;" in inside.completions_table(group)
 
 
 @pytest.mark.parametrize("step, number, sentence", [(0, 1, "there is no step 0"), (61, 1, "there is no step 61"),
                                                     (1, 9, "there is no group 9")])
 def test_what_is_not_there_is_said_in_a_sentence(log, step, number, sentence):
     with pytest.raises(ValueError, match=sentence):
-        inside.group_page(log, step, number)
+        inside.group_at(log, step, number)
 
 
 def test_the_replay_of_the_run_s_own_gate_is_what_was_recorded(log):

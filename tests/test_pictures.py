@@ -40,7 +40,6 @@ DRAWN = {
     cheat_sheet.cheat_sheet: [(3, cheat_sheet.cheat_sheet)],
     inside.health: [(6, lambda: inside.health(shipped_run("hapo-0"))), (6, lambda: inside.health(shipped_run("tiny-hapo-0"))),
                     (6, lambda: inside.health(shipped_run("tiny-grpo-0")))],
-    inside.group_page: [(4, lambda: inside.group_page(shipped_run("hapo-0"), 1, 2))],
     inside.replay_figure: [(2, lambda: inside.replay_figure(shipped_run("hapo-0"), 30)),
                            (2, lambda: inside.replay_figure(shipped_run("hapo-0"), 30, threshold=0.5))],
     explorables.sentence_figure: [(0, lambda: explorables.sentence_figure("A threshold of 2 means nothing."))],

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
 from html import escape
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import ipywidgets as ipw
 from IPython.display import display, update_display
 
-from hapo_lab.experiments.outcomes import Outcome
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
-from hapo_lab.pictures import comparison, explorables, inside, purity
+from hapo_lab.pictures import explorables, figures, inside, purity
 from hapo_lab.pictures.style import Figure, bundle
 from hapo_lab.runs.log import RunLog
+
+if TYPE_CHECKING:
+    from hapo_lab.experiments.outcomes import Outcome
 
 
 class Explorable:
@@ -175,7 +176,7 @@ def gate_lab(secret: int = 1, groups: int = 20) -> Explorable:
         **gate_sliders(),
         "reveal": ipw.Checkbox(description="reveal", value=False, indent=False, layout=ipw.Layout(width="90px"))},
         _ladder, {"+1 group": more(1), "+10 groups": more(10), "New secret": another},
-        [("secret", "groups", "+1 group", "+10 groups", "reveal", "New secret"), (*_GATE, "trials")])
+        [("secret", "New secret", "groups", "+1 group", "+10 groups"), _GATE, ("trials", "reveal")])
 
 
 def clip_and_shape() -> Explorable:
@@ -210,6 +211,8 @@ def group_sizes() -> Explorable:
 def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "luffy_matched"),
                  seeds: Sequence[int] = (0,)) -> Explorable:
     """A choice of runs, and two methods' difference in them."""
+    from hapo_lab.pictures import comparison  # imports the model libraries: seconds, which no other lesson waits for
+
     every = sorted({o.seed for o in found if o.method in methods})
     marks = [ipw.Checkbox(description=f"seed {seed}", value=seed in seeds, indent=False, layout=ipw.Layout(width="84px"))
              for seed in every]
@@ -228,10 +231,10 @@ def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "
 
 def look_inside(log: RunLog) -> Explorable:
     """Any group of any step: completions, rewards, and the replaced rollout."""
-    groups, page = len(log.steps[0].problems) if log.steps else 1, lru_cache(1)(partial(inside.group_page, log))
-    return Explorable(lambda step, number: (page(step, number)[0], {}),
+    groups, scale = len(log.steps[0].problems) if log.steps else 1, log.manifest["method"]["scale"]
+    return Explorable(lambda step, number: (figures.group_figure(inside.group_at(log, step, number), scale), {}),
                       {"step": _whole("step", 1, 1, max(len(log.steps), 1)), "number": _whole("group", 1, 1, groups)},
-                      lambda step, number: page(step, number)[1])
+                      lambda step, number: inside.completions_table(inside.group_at(log, step, number)))
 
 
 def scrub(log: RunLog) -> Explorable:
@@ -280,7 +283,7 @@ def show_rows(rows: Sequence[ipw.Widget], otherwise: str) -> None:
 
 # their parts -------------------------------------------------------------------------------------------------------
 
-_LABEL, _WIDTH = {"description_width": "90px"}, ipw.Layout(width="280px")
+_LABEL, _WIDTH = {"description_width": "84px"}, ipw.Layout(width="260px")  # three stand side by side in a narrow window
 _GATE = ("alpha", "beta", "threshold")
 
 

@@ -109,9 +109,7 @@ def _panel(figure: Figure, x: float, y: float, width: float, height: float) -> A
 
 
 def _frame(ax: Axes, x: str, y: str) -> None:
-    frame(ax, x, "")
-    ax.tick_params(labelsize=SMALL)
-    ax.xaxis.label.set_fontsize(SMALL)
+    frame(ax, x, "", SMALL)
     ax.set_title(y, loc="left", size=SMALL, color=style.ink, pad=4)
 
 

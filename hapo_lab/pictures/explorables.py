@@ -17,8 +17,10 @@ from scipy import special
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import Gate, ThompsonGate, ladder
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
-from hapo_lab.pictures.figures import advantages_in_words, seats_panel
+from hapo_lab.pictures.figures import advantages_in_words, seats_axis, seats_panel
 from hapo_lab.pictures.style import (
+    LOW,
+    TITLE,
     Figure,
     blank,
     cell_figure,
@@ -143,9 +145,9 @@ def injection(successes: int = 0, trials: int = 8, step: int = 4, alpha: float =
     injects = ladder(gate, trials)[successes] != "leave"
     after = synthetic_success_injection(before, DEMONSTRATION) if injects else before
     was, now = (group_advantages(group.rewards, scale) for group in (before, after))
-    figure, panels = cell_figure(2, 2, 5.4)
+    figure, panels = cell_figure(2, 2, 3.7, TITLE)
     for i, (group, advantages) in enumerate(((before, was), (after, now))):
-        _rewards(panels[i], group.rewards if step > 2 or not i else None, group, trials)
+        _rewards(panels[i], group.rewards if step > 2 or not i else None, group, trials, numbered=False)
         _advantages(panels[i + 2], group.rewards, advantages if step > 3 or not i else None, scale, group)
     panel_title(panels[0], f"As sampled: {successes} of {trials} right")
     if step > 2:
@@ -167,13 +169,13 @@ def prior_pull(alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8, su
     c = gate.posterior(successes, trials).mean.item()
     rungs = ladder(gate, trials)
     colour = _ink(rungs[successes])
-    figure, (left, right) = cell_figure(1, 2)
+    figure, (left, right) = cell_figure(1, 2, LOW)
     _density(left, gate, successes, trials)
     top = left.get_ylim()[1]
-    left.set_ylim(-0.46 * top, top)
+    left.set_ylim(-0.55 * top, top)
     pulls = ((alpha / (alpha + beta), alpha + beta, style.faint, "prior"), (successes / trials, trials, style.student, "group"))
     left.plot([at for at, *_ in pulls], [-0.14 * top] * 2, color=style.faint, lw=3, solid_capstyle="round")
-    for (at, weight, ink, who), level in zip(pulls, (-0.27, -0.39), strict=True):
+    for (at, weight, ink, who), level in zip(pulls, (-0.31, -0.46), strict=True):
         left.scatter([at], [-0.14 * top], 24 * weight, ink, zorder=3, clip_on=False)
         text = f"{who}: {at:.2f}, weight {weight:g}"
         half = 0.31 * len(text) * style.size / 72 / inches(left)[0]
@@ -182,7 +184,7 @@ def prior_pull(alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8, su
     left.plot([c], [-0.14 * top], "|", color=colour, ms=26, mew=4, zorder=4)
     frame(right, f"S, successes of {trials}", "posterior mean c")
     s = np.arange(trials + 1)
-    right.set(xlim=(-0.5, trials + 0.5), ylim=(0, 1.05), xticks=s[::1 + trials // 11])
+    right.set(xlim=(-0.5, trials + 0.5), ylim=(0, 1.05), xticks=s[::1 + trials // 11], yticks=FIFTHS)
     right.plot(s, s / trials, color=style.student, lw=1, ls=":")
     right.axhline(threshold, color=style.threshold, ls="--", lw=1.5)
     right.scatter(s, (alpha + s) / (alpha + beta + trials), 70, [_ink(rung) for rung in rungs], zorder=3)
@@ -210,11 +212,11 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
     by_mean, by_draw = successes <= gate.cutoff(trials), draws < threshold
     long_run = [float(injection_probability(success_rate, trials, which))
                 for which in (gate, ThompsonGate(alpha, beta, threshold))]
-    figure, (left, right) = cell_figure(1, 2)
+    figure, (left, right) = cell_figure(1, 2, LOW)
     _density(left, gate, int(successes[-1]), trials)
     panel_title(left, f"Group {groups}: {successes[-1]} of {trials} right, c = {means[-1]:.2f}")
     frame(right, "group", "success probability")
-    right.set(xlim=(0, groups + 1), ylim=(0, 1.05))
+    right.set(xlim=(0, groups + 1), ylim=(0, 1.05), yticks=FIFTHS)
     ticks: Any = right.xaxis.get_major_locator()
     ticks.set_params(integer=True)
     right.axhline(threshold, color=style.threshold, ls="--", lw=1.5)
@@ -234,6 +236,8 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
 
 
 MOST_GROUPS = 100
+FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+"""Ticks of a probability, with the usual threshold among them."""
 
 
 def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0, shaping: str = "ratio", lam: float = 0.1,
@@ -251,6 +255,7 @@ def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0,
         frame(ax, "p, the token's probability now", unit)
         ax.set(xscale="log", xlim=(1e-6, 1), ylim=(-0.1, 1.7) if advantage > 0 else (-2.2, 1.7))
         ax.set_yticks([0, 0.5, 1, 1.5] if advantage > 0 else [-2, -1, 0, 1])
+        ax.set_xticks([1e-6, 1e-4, 0.01, 1], ["1e-6", "1e-4", "0.01", "1"])  # powers in TeX take longer than all else
         ax.xaxis.set_minor_locator(NullLocator())
         ax.axhline(0, color=style.faint, lw=0.8)
         ax.axvline(p, color=style.ink, lw=1.2, ls=":")
@@ -290,17 +295,17 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
     """A demonstration under the student: each token's probability, and the gradient in log p of its objective under F = p /
     (p + lam)."""
     _, loudness = value_and_gradient(ratio(lam), p)
-    figure, panels = cell_figure(2, 1, height=5.0)
+    figure, panels = cell_figure(2, 1, 5.4, TITLE)
     names = ["\N{OPEN BOX}" if token == " " else token for token in tokens]
     quietest = int(np.argmin(loudness))
     for ax, values, unit, colour in zip(panels, (p, loudness), ("probability", "gradient in log p"),
                                         (style.student, style.teacher), strict=True):
-        frame(ax, "token of the demonstration", unit)
+        frame(ax, "token of the demonstration" if ax is panels[1] else "", unit)
         ax.bar(range(len(values)), values, 0.7, color=colour)
-        ax.set(xlim=(-0.7, len(values) - 0.3), xticks=range(len(values)))
-        ax.set_xticklabels(names)
-        ax.get_xticklabels()[quietest].set(color=style.teacher, weight="bold")
-    panels[0].set(yscale="log", ylim=(min(1e-3, p.min() / 10), 3))
+        ax.set(xlim=(-0.7, len(values) - 0.3))
+    panels[1].set_xticks(range(len(names)), names)
+    panels[1].get_xticklabels()[quietest].set(color=style.teacher, weight="bold")
+    panels[0].set(xticks=(), yscale="log", ylim=(min(1e-3, p.min() / 10), 3))
     panels[0].set_yticks([1, 1e-3, 1e-6], ["1", "1e-3", "1e-6"])
     panels[0].yaxis.set_minor_locator(NullLocator())
     panels[1].set(ylim=(0, 1.15), yticks=[0, 0.5, 1])
@@ -317,14 +322,15 @@ def hearing(tokens: Sequence[str], p: np.ndarray, lam: float = 0.1) -> tuple[Fig
 # their parts -------------------------------------------------------------------------------------------------------
 
 
-def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None, trials: int = 8) -> None:
+def _rewards(ax: Axes, rewards: torch.Tensor | None, group: Group | None = None, trials: int = 8,
+             numbered: bool = True) -> None:
     """None: not known yet."""
     if rewards is None:
-        frame(ax, "seat", "reward")
-        ax.set(xlim=(-0.7, trials - 0.3), ylim=(0, 1.25), xticks=range(trials), yticks=[0, 1])
+        seats_axis(ax, trials, "reward", (0, 1.25), numbered)
+        ax.set_yticks([0, 1])
         return panel_title(ax, "?")
     teacher = group.teacher_mask if group else torch.zeros(len(rewards), dtype=torch.bool)
-    seats_panel(ax, rewards, teacher, group.replaced if group else -1, "reward", (0, 1.25))
+    seats_panel(ax, rewards, teacher, group.replaced if group else -1, "reward", (0, 1.25), numbered)
     ax.set_yticks([0, 1])
     panel_title(ax, f"{int(rewards.sum())} of {len(rewards)} right")
 
@@ -336,8 +342,8 @@ def _advantages(ax: Axes, rewards: torch.Tensor, advantages: torch.Tensor | None
     reach = 1.5 * ((n - 1) / n**0.5 if scale == "std" else 1)
     ticks = [-2, 0, 2] if scale == "std" else [-1, 0, 1]
     if advantages is None:
-        frame(ax, "seat", "advantage")
-        ax.set(xlim=(-0.7, n - 0.3), ylim=(-reach, reach), xticks=range(n), yticks=ticks)
+        seats_axis(ax, n, "advantage", (-reach, reach))
+        ax.set_yticks(ticks)
         return panel_title(ax, "?")
     teacher = group.teacher_mask if group else torch.zeros(n, dtype=torch.bool)
     seats_panel(ax, advantages, teacher, group.replaced if group else -1, "advantage", (-reach, reach))

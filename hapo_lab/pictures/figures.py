@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.ticker import MaxNLocator
 
 from hapo_lab.gate import BetaGate, BetaPosterior
 from hapo_lab.gates import ladder
 from hapo_lab.loss import group_advantages
 from hapo_lab.pictures.style import (
+    TITLE,
     Figure,
     blank,
     end_labels,
@@ -243,8 +245,8 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
     >>> group_figure(group).texts[0].get_text()
     'One group: Tom 25'
     """
-    figure = Figure()
-    panels = grid(figure, 2, 2)
+    figure = blank(4.6)
+    panels = grid(figure, 2, 2, TITLE)
     before = torch.tensor([r.reward for r in group.sampled], dtype=torch.float64)
     after = group.advantages if group.advantages is not None else group_advantages(group.rewards, scale)
     columns = ((before, group_advantages(before, scale), torch.zeros(len(before), dtype=torch.bool)),
@@ -255,7 +257,7 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
         "the teacher joins" if group.teacher_mask.any() else "left alone"
     titles = (f"As sampled: {group.successes} of {len(before)} right", f"As updated on: {what}")
     for i, (rewards, advantages, teacher) in enumerate(columns):
-        seats_panel(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25))
+        seats_panel(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25), numbered=False)
         seats_panel(panels[i + 2], advantages, teacher, group.replaced, "advantage", (low - pad, high + pad))
         panels[i].set_yticks([0, 1])
         panels[i + 2].yaxis.set_major_locator(MaxNLocator(4))
@@ -279,20 +281,30 @@ def _signed(value: float) -> str:
 
 
 def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced: int, unit: str,
-                limits: tuple[float, float]) -> None:
-    """A bar for each rollout of a group."""
-    frame(ax, "seat", unit)
-    ax.set(ylim=limits, xticks=range(len(values)))
+                limits: tuple[float, float], numbered: bool = True) -> None:
+    """A bar for each rollout of a group; `numbered`: with the seats' numbers below.
+
+    All bars are one artist, and no label is an annotation: this picture is drawn while a slider moves.
+    """
+    seats_axis(ax, len(values), unit, limits, numbered)
+    bars = [[(i - 0.35, 0), (i - 0.35, v), (i + 0.35, v), (i + 0.35, 0)] for i, v in enumerate(values.tolist())]
     colours = [style.teacher if t else style.student for t in teacher]
-    bars = ax.bar(range(len(values)), values.tolist(), 0.7, color=colours)
-    texts = [_signed(v) if unit == "advantage" else f"{v:.0f}" for v in values.tolist()]
+    ax.add_collection(PolyCollection(bars, facecolors=colours), autolim=False)
     size = min(style.size, 72 * inches(ax)[0] / len(values) / 3.8)  # five characters side by side
-    for label, colour in zip(ax.bar_label(bars, texts, padding=2, size=size), colours, strict=True):
-        label.set_color(colour)
+    pad = 2 / 72 / inches(ax)[1] * (limits[1] - limits[0])
+    for i, (v, colour) in enumerate(zip(values.tolist(), colours, strict=True)):
+        write(ax, i, v + (pad if v >= 0 else -pad), _signed(v) if unit == "advantage" else f"{v:.0f}", colour, size=size,
+              ha="center", va="bottom" if v >= 0 else "top")
     ax.axhline(0, color=style.faint, lw=1)
     ax.spines["bottom"].set_visible(False)
-    if replaced >= 0:
+    if numbered and replaced >= 0:
         ax.get_xticklabels()[replaced].set(color=style.teacher, weight="bold")
+
+
+def seats_axis(ax: Axes, seats: int, unit: str, limits: tuple[float, float], numbered: bool = True) -> None:
+    """A place for each rollout of a group."""
+    frame(ax, "seat" if numbered else "", unit)
+    ax.set(xlim=(-0.7, seats - 0.3), ylim=limits, xticks=range(seats) if numbered else ())
 
 
 _MEASURES = {"success": lambda r: r.reward, "teacher samples": lambda r: r.teacher_samples,

@@ -9,8 +9,8 @@ from statistics import median
 import torch
 
 from hapo_lab.gate import BetaGate
-from hapo_lab.pictures.figures import group_figure
 from hapo_lab.pictures.style import (
+    TITLE,
     Figure,
     blank,
     end_labels,
@@ -95,21 +95,20 @@ _VERDICTS: dict[str, Callable[[list[float], RunLog], tuple[bool, str]]] = {
 """Sign -> whether it is sound, and its figures, from what was measured of its first line."""
 
 
-def group_page(log: RunLog, step: int, number: int) -> tuple[Figure, str]:
-    """Group `number` (from 1) of a step (from 1): its picture, and its completions as a table in HTML."""
+def group_at(log: RunLog, step: int, number: int) -> Group:
+    """Group `number` (from 1) of a step (from 1). ValueError: the run has no such group."""
     groups = log.groups_of(_step(log, step).step)
     if not 1 <= number <= len(groups):
         raise ValueError(f"step {step} has groups 1 to {len(groups)}; there is no group {number}.")
-    group = groups[number - 1]
-    return group_figure(group, log.manifest["method"]["scale"]), _completions(group)
+    return groups[number - 1]
 
 
 CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 """A completion keeps its lines."""
 
 
-def _completions(group: Group) -> str:
-    """Teacher's seat marked, and who sat there before."""
+def completions_table(group: Group) -> str:
+    """A group's completions in HTML: the teacher's seat is marked, and the replaced rollout stands below."""
     columns = ("seat", "who", "reward", "advantage", "says", "verifier")
     head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
     rows = []
@@ -131,13 +130,15 @@ def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0,
     steps, gate = log.steps[:_step(log, step).step], BetaGate(alpha, beta, threshold)
     recorded = [sum(r.decisions) for r in steps]
     replayed = [int(gate.injects(torch.tensor(r.successes), torch.tensor(r.trials)).sum()) for r in steps]
-    figure, most = blank(5.4), max(len(r.problems) for r in steps)
-    for ax, who, counts in zip(grid(figure, 2, 1), ("The run's gate", "This gate"), (recorded, replayed), strict=True):
+    figure, most = blank(3.8), max(len(r.problems) for r in steps)
+    panels = grid(figure, 2, 1, TITLE)
+    for ax, who, counts in zip(panels, ("The run's gate", "This gate"), (recorded, replayed), strict=True):
         step_axis(ax, log.planned, "groups", top=1.08 * most)
         ax.yaxis.set_major_locator(whole())
         plot_area(ax, steps, 0, counts, style.teacher)
         panel_title(ax, f"{who} asks for the teacher in {sum(counts)} of "
                         f"{sum(len(r.problems) for r in steps)} groups" + ("" if counts is recorded else f": {REPLAY}"))
+    panels[0].set(xlabel="", xticks=())
     more = sum(replayed) - sum(recorded)
     headline(figure, "Both gates decide alike: choose other numbers" if recorded == replayed else
              f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'fewer'}" if more else

@@ -19,7 +19,7 @@ from hapo_lab.gates import Gate, NeverGate, ladder, rungs, with_numbers
 from hapo_lab.loss import log_probability
 from hapo_lab.methods import HAPO, Method
 from hapo_lab.pictures.explorables import ladder_words, lamps_html
-from hapo_lab.pictures.style import Figure, blank, cell_figure, dashes, frame, grid, headline, panel_title, style, write
+from hapo_lab.pictures.style import LOW, Figure, blank, cell_figure, dashes, frame, grid, headline, panel_title, style, write
 from hapo_lab.reproducibility.catalogue import get_gate
 from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
 from hapo_lab.theory.injection import (
@@ -79,11 +79,11 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     curves, plains = [student(mu, trials, gate, visit) for mu in MU], closed(trials)
     numbers = {"injection": here.injection, "relative_bias": here.relative_bias, "variance": here.variance / plain.variance,
                "horizon": purity_horizon(TARGET, trials, gate, visit=visit)}
-    figure, (left, right) = cell_figure(1, 2)
-    for ax, unit in ((left, "probability"), (right, "ratio to the closed gate")):
+    figure, (left, right) = cell_figure(1, 2, LOW)
+    for ax, unit in ((left, "probability"), (right, "ratio to closed gate")):
         rate_axis(ax, unit)
         ax.axvline(success_rate, color=style.ink, lw=1.2, ls=":")
-    left.set(ylim=(0, 1.04))
+    left.set(ylim=(0, 1.04), yticks=[0, 0.5, 1])
     for name, bound, pattern in (("hoeffding", hoeffding_bound, "--"), ("chernoff", chernoff_bound, "-.")):
         if count_cutoff(gate, trials, visit):
             left.plot(MU, bound(MU, trials, gate, visit), color=style.faint, lw=1.5, ls=pattern)
@@ -92,16 +92,17 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     left.plot([success_rate], [here.injection], "o", color=style.teacher, ms=10, clip_on=False, zorder=3)
     words = ["exact", *(["-.- Chernoff", "- - Hoeffding"] if count_cutoff(gate, trials, visit) else [])]
     for i, (word, colour) in enumerate(zip(words, (style.teacher, style.faint, style.faint), strict=False)):
-        write(left, 0.03, 0.6 - 0.11 * i, word, colour, transform=left.transAxes)
+        write(left, 0.03, 0.6 - 0.13 * i, word, colour, transform=left.transAxes)
     variances = [e.variance / p.variance for e, p in zip(curves, plains, strict=True)]
     biases = [e.relative_bias for e in curves]
     right.set(ylim=(0, min(1.35 * max(*variances, *biases, 1), 4)))  # with room for the key
+    right.yaxis.set_major_locator(MaxNLocator(4))
     for values, value, colour, dash in ((biases, here.relative_bias, style.teacher, "-"),
                                         (variances, numbers["variance"], style.student, "--")):
         right.plot(MU, values, color=colour, lw=2.2, ls=dash)
         right.plot([success_rate], [min(value, right.get_ylim()[1])], "o", color=colour, ms=9, clip_on=False, zorder=3)
-    for height, name, colour in ((0.94, "- - variance of an update", style.student),
-                                  (0.84, "\N{EM DASH} bias of the expected update", style.teacher)):
+    for height, name, colour in ((0.93, "- - variance of an update", style.student),
+                                  (0.8, "\N{EM DASH} bias of the expected update", style.teacher)):
         write(right, 0.03, height, name, colour, transform=right.transAxes, va="center",
               bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
     panel_title(left, f"P(inject) at \N{GREEK SMALL LETTER MU} = {success_rate:g}: {percent(here.injection)}" + (
@@ -147,7 +148,7 @@ def group_sizes(success_rate: float = 0.9, trials: int = 8, alpha: float = 1.0, 
     bars = np.array([float(gate.bound(n)) for n in SIZES.tolist()]) / SIZES
     needed, ties = (cutoffs + 1) / SIZES, [n for n in SIZES.tolist() if gate.bound(n) == gate.cutoff(n) + 1 <= n]
     chances = binomial_cdf(cutoffs, SIZES, success_rate)
-    figure, (left, right) = cell_figure(1, 2)
+    figure, (left, right) = cell_figure(1, 2, LOW)
     for ax, values, unit in ((left, chances, "P(inject)"), (right, needed, "share of S / N")):
         frame(ax, "N, rollouts in a group", unit)
         ax.set(xscale="log", xlim=(1.9, 135))
@@ -161,7 +162,7 @@ def group_sizes(success_rate: float = 0.9, trials: int = 8, alpha: float = 1.0, 
     right.plot(SIZES, bars, color=style.threshold, ls="--", lw=1.5)
     right.set(ylim=(max(0, bars.min() - 0.04), 1.04))
     write(right, 0.4, 0.92, "least whole S, over N", style.teacher, transform=right.transAxes)
-    write(right, 0.4, 0.82, "the bar itself, over N", style.threshold, transform=right.transAxes)
+    write(right, 0.4, 0.79, "the bar itself, over N", style.threshold, transform=right.transAxes)
     chance = chances[trials - SIZES[0]]
     panel_title(left, f"N = {trials}: P(inject) = {percent(chance)}")
     panel_title(right, "Large dots: S meets the bar exactly")
@@ -292,8 +293,9 @@ def runs_figure(settings: dict[str, Sequence[PurityRun]]) -> Figure:
     box = left.get_position()
     names = (0.62 * max(map(len, found)) + 2) * style.size / 72 / figure.get_size_inches()[0]
     left.set_position((names, box.y0, box.x1 - names, box.height))
-    panel_title(left, f"Bar: measured, tick: predicted; |z| up to {max(abs(o.z) for o in found.values()):.1f}")
+    panel_title(left, "Bar: measured, tick: predicted")
     panel_title(right, f"A dot per seed, {len(next(iter(settings.values())))} each")
     rates = [o.injection for o in found.values()]
-    headline(figure, f"{len(found)} settings: at the end the teacher comes to {min(rates):.0%} to {max(rates):.0%} of groups")
+    headline(figure, f"{len(found)} settings: at the end the teacher comes to {min(rates):.0%} to {max(rates):.0%} of groups"
+             f"; |z| up to {max(abs(o.z) for o in found.values()):.1f}")
     return figure

@@ -20,12 +20,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from hapo_lab.gates import Gate
 from hapo_lab.loss import slope
 from hapo_lab.methods import Decay, Method, seated
-from hapo_lab.policy.logprobs import length_mask
 from hapo_lab.ssi import Group, Rollout
 from hapo_lab.theory.injection import binomial_pmf, group_size, injection_chances
 
@@ -115,10 +115,11 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
     {'GRPO': 0.0, 'HAPO': 0.139}
     """
     z, q, nu = _checked(logits, success_probs, teacher)
-    table = _table(replace(method, name=""), group_size(trials, smallest=2))
+    table = _table(method, group_size(trials, smallest=2))
     p = _Policy.of(z, q)
     chances = _chances(method, p.mu, trials, visit)
-    lesson, entropy = p.lesson(nu, method), method.entropy_bonus * p.entropy_gradient()
+    slopes = slope(method.shaping, p.logp)
+    lesson, entropy = p.lesson(nu, slopes), method.entropy_bonus * p.entropy_gradient()
 
     reference, _ = p.coefficients(table.plain)
     if method.teacher_seats:  # the seat of any rollout: its share of the reference
@@ -132,7 +133,7 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
     return ExpectedGradient(
         success=float(p.mu), injection=float(p.pmf(table.sampled) @ chances), objective=p.g, never=reference * p.g + entropy,
         put_in=teachers * lesson, taken_out=-removed * p.g, recomputed=recomputed * p.g,
-        variance=p.variance(*table.branches(chances), nu, method))
+        variance=p.variance(*table.branches(chances), nu, slopes))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def learning_curve(logits: ArrayLike, success_probs: ArrayLike, trials: int, met
     if (work := steps * (1000 + len(z) + trials)) > MOST_WORK:  # 1000: what a step costs however small it is
         raise ValueError(f"exact_gradient: {steps:,} steps over {len(z):,} actions would cost {work:.0e} operations, and "
                          f"{MOST_WORK:.0e} take minutes: ask for fewer steps or actions.")
-    table = _table(replace(method, name=""), group_size(trials, smallest=2))
+    table = _table(method, group_size(trials, smallest=2))
     seen = np.empty((4, steps + 1))
     state: dict = {}
     before: dict | None = None
@@ -177,7 +178,7 @@ def learning_curve(logits: ArrayLike, success_probs: ArrayLike, trials: int, met
             terms = table.terms(chances)
             before, state = state, _next_state(method.gate, state, table.sampled)
         student, teachers = p.coefficients(terms)
-        update = student * p.g + teachers * p.lesson(nu, method)
+        update = student * p.g + teachers * p.lesson(nu, slope(method.shaping, p.logp))
         if method.entropy_bonus:
             update += method.entropy_bonus * p.entropy_gradient()
         seen[:, t - 1] = p.mu, p.pmf(table.sampled) @ chances, _norm(update), _norm(p.g)
@@ -195,7 +196,7 @@ def teacher_margin(teacher_success: float, trials: int, method: Method) -> float
     only if q - q_T > tau / c, which is returned. Below it the teacher is a ceiling; above, only a delay. An entropy bonus is
     ignored.
     """
-    table = _table(replace(method, name=""), group_size(trials, smallest=2))
+    table = _table(method, group_size(trials, smallest=2))
     chances = _chances(method, teacher_success, trials, visit=1)
     pmf = binomial_pmf(table.sampled, teacher_success)
     c, teachers = _coefficients(table.terms(chances), pmf, teacher_success, 1 - teacher_success)
@@ -227,20 +228,19 @@ class _Policy:
         """(c, T): the student's part of the expected update is c g, the teacher's T times its lesson."""
         return _coefficients(terms, self.pmf(len(terms) - 1), self.mu, self.fail)
 
-    def lesson(self, nu: np.ndarray, method: Method) -> np.ndarray:
-        """The teacher's mean step at advantage 1: sum over a of nu_a F'(log pi_a) (e_a - pi)."""
-        pull = nu * slope(method.shaping, self.logp)
+    def lesson(self, nu: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """The teacher's mean step at advantage 1: sum over a of nu_a F'(log pi_a) (e_a - pi); `slopes` are the F'."""
+        pull = nu * slopes
         return pull - pull.sum() * self.pi
 
     def entropy_gradient(self) -> np.ndarray:
         """dH / dlogits = -pi_a (log pi_a + H)."""
         return -self.pi * (self.logp - self.pi @ self.logp)
 
-    def variance(self, shares: np.ndarray, rows: np.ndarray, nu: np.ndarray, method: Method) -> float:
+    def variance(self, shares: np.ndarray, rows: np.ndarray, nu: np.ndarray, slopes: np.ndarray) -> float:
         """E|update - E[update]|^2: the spread given S and the decision, and the spread of what they let expect."""
         distance = 1 - 2 * self.pi + self.pi @ self.pi  # |e_a - pi|^2
-        lesson, gg = self.lesson(nu, method), self.g @ self.g
-        slopes = slope(method.shaping, self.logp)
+        lesson, gg = self.lesson(nu, slopes), self.g @ self.g
         within = np.array([_per(self.pi * self.q @ distance, self.mu) - _per(gg, self.mu**2),
                            _per(self.pi * (1 - self.q) @ distance, self.fail) - _per(gg, self.fail**2),
                            nu * slopes**2 @ distance - lesson @ lesson])
@@ -283,8 +283,13 @@ class _Table:
         return (shares[..., None] * rows).sum(0)
 
 
-@lru_cache(maxsize=64)
 def _table(method: Method, trials: int) -> _Table:
+    """One for all gates: a gate decides how often a row counts, not what stands in it."""
+    return _table_of(replace(method, name="", gate=PLAIN.gate), trials)
+
+
+@lru_cache(maxsize=64)
+def _table_of(method: Method, trials: int) -> _Table:
     right, wrong = (Rollout(ids=(0,), text="", reward=float(r)) for r in (1, 0))
     demonstration = replace(right, teacher=True)
 
@@ -298,7 +303,7 @@ def _table(method: Method, trials: int) -> _Table:
         return seated(method, group(successes, sampled), demonstration)
 
     def row(g: Group) -> list[float]:
-        weights = method.weights(length_mask([1] * len(g.rollouts)), g.teacher_mask, max_length=1)[:, 0]
+        weights = method.weights(torch.ones(len(g.rollouts), 1, dtype=torch.bool), g.teacher_mask, max_length=1)[:, 0]
         a = (weights * method.advantages(g.rewards, g.teacher_mask)).numpy()
         success, teacher = g.rewards.numpy() == 1, g.teacher_mask.numpy()
         seats = [success & ~teacher, ~success & ~teacher]

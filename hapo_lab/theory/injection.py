@@ -19,8 +19,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from hapo_lab.gate import as_written
-from hapo_lab.gates import Gate, RunningGate, StepAnnealedGate, SuccessAnnealedGate
+from hapo_lab.gate import BetaGate, as_written
+from hapo_lab.gates import (
+    AlwaysGate,
+    Gate,
+    HardGate,
+    MemorylessGate,
+    NeverGate,
+    RunningGate,
+    StepAnnealedGate,
+    SuccessAnnealedGate,
+    ThompsonGate,
+)
 
 LARGEST_GROUP = 1024
 """N + 1 outcomes are summed, with binomial coefficients that a float64 still holds."""
@@ -88,6 +98,10 @@ def _over_histories(gate: Gate, mu: np.ndarray, n: int, visit: int) -> np.ndarra
     return sum(weight[..., None] * gate.chances(state, "", n).numpy() for state, weight in states)
 
 
+def _memoryless(gate: BetaGate | MemorylessGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
+    return _of_its_own_group(gate, n)
+
+
 def _by_step(gate: StepAnnealedGate, mu: np.ndarray, n: int, visit: int) -> np.ndarray:
     return gate.chances({"step": visit - 1}, "", n).numpy()
 
@@ -106,8 +120,9 @@ def _by_success(gate: SuccessAnnealedGate, mu: np.ndarray, n: int, visit: int) -
 
 
 _KNOWN: dict[type, Callable[..., np.ndarray]] = {
+    **dict.fromkeys((BetaGate, ThompsonGate, HardGate, NeverGate, AlwaysGate), _memoryless),
     StepAnnealedGate: _by_step, RunningGate: _running, SuccessAnnealedGate: _by_success}
-"""Memories whose histories need not be walked through, by their exact class: one derived from it may decide otherwise."""
+"""Gates whose histories need not be walked through, by their exact class: one derived from it may decide otherwise."""
 
 
 def injection_probability(success_rate: ArrayLike, trials: int, gate: Gate, visit: int = 1) -> np.ndarray:
@@ -230,6 +245,11 @@ def _count_cutoff(gate: Gate, trials: int, visit: int) -> tuple[int, int]:
         raise ValueError(f"purity: {gate} does not compare one binomial count with a cutoff, so these bounds say nothing "
                          "of it: use injection_bracket.")
     return found
+
+
+@lru_cache(maxsize=16)
+def _of_its_own_group(gate: BetaGate | MemorylessGate, trials: int) -> np.ndarray:
+    return gate.chances({}, "", trials).numpy()
 
 
 @lru_cache(maxsize=16)

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from hapo_lab.gates import Gate
 from hapo_lab.reproducibility import disk
@@ -116,6 +115,7 @@ def prediction(chances: np.ndarray, right: Sequence[int], drawn: int) -> np.ndar
     trials = chances.shape[1] - 1
     if drawn < trials:
         raise ValueError(f"purity: {drawn} rollouts can't say what groups of {trials} do: draw at least {trials}.")
+    from scipy import stats  # half a second, which a lesson's first picture does not wait for
     held = stats.hypergeom(drawn, np.asarray(right)[:, None], trials).pmf(np.arange(trials + 1))
     return (held * chances).sum(1)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -38,7 +36,7 @@ def sampled_curves(logits: ArrayLike, success_probs: ArrayLike, trials: int, met
         As `expected_gradient`.
     """
     z, q, _ = _checked(logits, success_probs, teacher)
-    table = _table(replace(method, name=""), trials)
+    table = _table(method, trials)
     n, k = table.sampled, len(z)
     all_stay = table.reserved or method.seat != "replace"
     plain, taught = _per_student(table.plain, n, True), _per_student(table.taught, n, all_stay)
