@@ -3,7 +3,7 @@
 import pytest
 from lab import CHROMIUM, NO_CHROMIUM, cell, chromium, get, jupyter, open_notebook, run_through, write_cells
 
-pytestmark = [pytest.mark.soak, pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)]
+pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("frontends"), pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)]
 
 PACKAGES = {7: ["notebook==7.6.5", "ipywidgets==7.8.5", "jupyterlab-widgets==1.1.11", "ipython-genutils==0.2.0"],
             8: ["notebook==7.6.5"]}
