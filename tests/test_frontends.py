@@ -66,7 +66,7 @@ each = pytest.mark.parametrize("frontend", [pytest.param(combination, marks=grou
                                             for combination in COMBINATIONS], indirect=True)
 both = pytest.mark.parametrize("frontend, lesson", [
     pytest.param(combination, lesson, marks=group(combination, *[pytest.mark.soak] * (j % len(COMBINATIONS) == i)))
-    for i, combination in enumerate(COMBINATIONS) for j, lesson in enumerate(LESSONS)], indirect=["frontend"])
+    for i, combination in enumerate(COMBINATIONS) for j, lesson in enumerate(LESSONS)], indirect=["frontend"], scope="module")
 """Each combination with each lesson; `make soak` runs each lesson in one."""
 
 
@@ -109,11 +109,13 @@ def frontend(request, browser, packages, tmp_path_factory):
                 page.on("console", lambda message: message.type == "error" and said.add(
                     (message.text, urlsplit(message.location["url"]).path))),
                 page.on("pageerror", lambda error: said.add((str(error), script(error.stack))))))
-            run_through(page)
-            yield page, said
-            assert page.evaluate(RAN), "a cell that did not run, or failed, or warned"
-            page.evaluate(CLOSE)
-            page.close()
+            try:
+                run_through(page)
+                yield page, said
+                assert page.evaluate(RAN), "a cell that did not run, or failed, or warned"
+            finally:
+                page.evaluate(CLOSE)
+                page.close()
             assert said <= own_errors(app, version)
         yield Frontend(app, version, folder, show)
 
