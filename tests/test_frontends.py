@@ -113,10 +113,10 @@ def frontend(request, browser, packages, tmp_path_factory):
                 run_through(page)
                 yield page, said
                 assert page.evaluate(RAN), "a cell that did not run, or failed, or warned"
+                assert said <= own_errors(app, version)  # before the kernel is closed, which apps complain of
             finally:
                 page.evaluate(CLOSE)
                 page.close()
-            assert said <= own_errors(app, version)
         yield Frontend(app, version, folder, show)
 
 
