@@ -1,7 +1,7 @@
 """The lessons elsewhere: Notebook 7, ipywidgets 7, and kernels that answer a slider on a thread of its own or not.
 
 Each lesson runs whole in one of the five combinations, in turn; `pytest -m every` runs each lesson in all of them. Lessons 05
-and 09 train SmolLM2: of 05 the live training runs here, in every combination, and 09 has no control.
+and 09 train SmolLM2, and are left out: a live training under controls, as in 05, runs in every combination; 09 has no control.
 """
 
 import re
