@@ -57,7 +57,7 @@ def jupyter(folder: Path, app: str = "jupyterlab", packages: Path | None = None,
             except OSError:
                 assert server.poll() is None, f"{app} ended with {server.returncode}"
                 time.sleep(0.5)
-        yield lambda name: f"http://127.0.0.1:{port}/{PAGES[app]}/{name}?token={token}"
+        yield lambda name: f"http://127.0.0.1:{port}/{PAGES[app]}/{name}?reset&token={token}"
     finally:
         server.terminate()
         server.wait(30)

@@ -29,8 +29,10 @@ CONTROLS = """config = replace(TINY, steps=400, eval_every=0)
 Controls(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))"""
 BESIDE = ["display(HTML(explorables.ladder_html(BetaGate(), 7)))", "with Dashboard(shipped_run('hapo-0')): pass",
           "exercises.all_four_fail(0.1)", "exercises.all_four_fail(0.6**4)", "exercises.all_four_fail(...)", "quiz.ask(3)"]
-SILENT = {"widgets.purity_meter()": ("visit, step", "prior a0"), 'widgets.scrub(shipped_run("hapo-0"))': ("prior a0",)}
-"""What leaves the answer as it is: the Beta gate has no memory, and a quarter more of a0 changes no decision there."""
+SILENT = {"widgets.purity_meter()": ("visit, step", "prior a0"), 'widgets.scrub(shipped_run("hapo-0"))': ("prior a0",),
+          "widgets.collapse()": ("divide by",)}
+"""What leaves the answer as it is: the Beta gate has no memory, a quarter more of a0 changes no decision there, and all eight
+are right in the end."""
 KEYS = {"slider": ("ArrowRight", "ArrowLeft"), "spinbutton": ("ArrowUp", "ArrowDown"), "combobox": ("ArrowDown", "ArrowUp")}
 """What moves it on, and what moves it back from its end."""
 AT_END = """() => {
@@ -121,18 +123,25 @@ def test_the_keyboard_reaches_moves_and_names_every_control(page, call):
     """In the order in which they stand; what moves is told by the line, by the picture, and by its alternative text."""
     part = cell(page, call)
     labels = part.locator(LABELS).all_inner_texts()
-    seen = list(stops(page, part))
+    seen = []
+    for stop in stops(page, part):
+        assert page.evaluate(LOOK), f"{stop} doesn't show that it has the focus"
+        seen.append(stop)
     controls = [stop for stop in seen if not stop["name"].endswith(", typed")]
     assert len(controls) == SIZES[call] and [stop["name"] for stop in controls] == labels
     assert all(stop["role"] in ("slider", "textbox", "button", "combobox", "spinbutton", "checkbox") for stop in seen)
+    assert {1, 2} <= answers(page, part, SILENT.get(call, ()))
+
+
+def answers(page, part, silent=()) -> set[int]:
+    """Move every control, on and back; the places in the cell's answer that change."""
     changed = set()
     for stop in stops(page, part):
-        assert page.evaluate(LOOK), f"{stop} doesn't show that it has the focus"
         on, back = KEYS.get(stop["role"], ("Space", None))
         for key in (back, on) if page.evaluate(AT_END) else (on, back) if back else (on,):
             if stop["role"] != "textbox":
-                changed |= press(page, part, key, stop["name"] in SILENT.get(call, ()))
-    assert {1, 2} <= changed
+                changed |= press(page, part, key, stop["name"] in silent)
+    return changed
 
 
 def test_the_keyboard_trains(page):
@@ -154,6 +163,56 @@ def test_the_keyboard_trains(page):
             live.get_by_text("Never injects: not even at S = 0 of 8").wait_for()
     live.get_by_role("button", name="Stop").press("Space")
     live.get_by_text("stopped after step").wait_for()
+
+
+# whose key it is -----------------------------------------------------------------------------------------------------
+
+LISTEN = """() => {
+    const commands = window.jupyterapp.commands;
+    window.heard = [];
+    if (commands.hasCommand('test:escape')) return;
+    commands.commandExecuted.connect((_, {id}) => window.heard.push(id));
+    commands.addCommand('test:escape', {execute: () => null});
+    commands.addKeyBinding({command: 'test:escape', keys: ['Escape'], selector: '.jp-Notebook :focus'}) }"""
+"""To the commands that the notebook's shortcuts give. Escape gets one: a notebook gives it none while no cell is edited."""
+VALUE = "face => face.value ?? face.getAttribute('aria-valuetext')"
+MOVES = {".noUi-handle, .ui-slider-handle": ("ArrowRight", "ArrowLeft", "PageUp", "PageDown", "End", "Home"),
+         "select": ("ArrowDown", "ArrowUp", "End", "Home")}
+"""By control, the keys that move it, from a place in the middle."""
+SHORTCUTS = {"Control+s": "docmanager:save", "Escape": "test:escape", "Control+Enter": "notebook:run-cell",
+             "Shift+Enter": "notebook:run-cell-and-select-next"}
+
+
+def check_whose_key_it_is(page, part):
+    """On a slider and a list of choices a key alone moves or does nothing; with a modifier it is the notebook's."""
+    page.evaluate(LISTEN)
+    for kind, keys in MOVES.items():
+        face = part.locator(f".jp-OutputArea :is({kind})").first
+        face.focus()
+        for key in keys:
+            before = face.evaluate(VALUE)
+            page.keyboard.press(key)
+            assert face.evaluate(VALUE) != before, f"{key} moves nothing on {kind}"
+        for key in "abjkmxz":
+            page.keyboard.press(key)
+        assert not page.evaluate("() => window.heard") and face.evaluate("face => face === document.activeElement")
+        for key, command in SHORTCUTS.items():
+            face.focus()
+            page.keyboard.press(key)
+            page.wait_for_function("() => window.heard.length")
+            heard = page.evaluate("() => window.heard.splice(0)")
+            assert command in heard, f"{key} gives {heard}"
+            page.wait_for_function(READY)
+            face.wait_for()
+        face.focus()
+        for key in ("Tab", "Shift+Tab", "Shift+Tab"):
+            before = page.evaluate_handle("() => document.activeElement")
+            page.keyboard.press(key)
+            assert page.evaluate("before => document.activeElement !== before", before), f"{key} stays on {kind}"
+
+
+def test_a_key_alone_is_the_controls_and_others_are_the_notebooks(page):
+    check_whose_key_it_is(page, cell(page, "widgets.clip_and_shape()"))
 
 
 # light and dark ----------------------------------------------------------------------------------------------------

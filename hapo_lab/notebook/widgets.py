@@ -251,25 +251,33 @@ def scrub(log: RunLog) -> Explorable:
 _HELP = """
 const name = (element, said) => Object.entries(said).forEach(pair => element.setAttribute(...pair));
 const help = () => {
-    for (const handle of document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])")) {
+    for (const handle of document.querySelectorAll(".widget-slider :is(.noUi-handle, .ui-slider-handle)")) {
         const slider = handle.closest(".widget-slider"), readout = slider.querySelector(".widget-readout");
         const label = slider.querySelector(".widget-label")?.textContent;
         if (!label || !readout) continue;
-        readout.id = "readout-" + Math.random().toString(36).slice(2);
-        name(handle, {"aria-label": label, "aria-describedby": readout.id});
-        name(readout, {"role": "textbox", "aria-label": label + ", typed"});
+        if (!handle.hasAttribute("aria-label")) {
+            readout.id = "readout-" + Math.random().toString(36).slice(2);
+            name(handle, {"role": "slider", "aria-label": label, "aria-describedby": readout.id});
+            name(readout, {"role": "textbox", "aria-label": label + ", typed"});
+        }
+        if (handle.matches(".ui-slider-handle")) name(handle, {
+            "aria-valuenow": parseFloat(readout.textContent), "aria-valuetext": readout.textContent});
     }
-    for (const moved of document.querySelectorAll(".widget-dropdown select, .noUi-handle, .ui-slider-handle"))
-        moved.dataset.lmSuppressShortcuts = "true";
 };
-window.hapoLabHelp?.disconnect();
-window.hapoLabHelp = new MutationObserver(help);
-window.hapoLabHelp.observe(document.body, {childList: true, subtree: true});
+const keep = event => event.target.closest?.(".widget-dropdown select, .noUi-handle, .ui-slider-handle")?.toggleAttribute(
+    "data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey || event.altKey || event.shiftKey)
+    && !["Escape", "Tab"].includes(event.key));
+const observer = new MutationObserver(help);
+window.hapoLabHelp?.();
+window.hapoLabHelp = () => { observer.disconnect(); window.removeEventListener("keydown", keep, true); };
+window.addEventListener("keydown", keep, true);
+observer.observe(document.body, {childList: true, subtree: true});
 help();
 """
 """What no option of ipywidgets does. A slider's label names neither its handle nor the number beside it, which both take the
-focus; a logarithmic handle tells its exponent alone, so the number describes it. Arrow keys would go to the notebook's
-shortcuts: in JupyterLab from a list of choices, which they leave for the next cell, and in Notebook 7 from a slider."""
+focus; a logarithmic handle tells its exponent alone, so the number describes it; ipywidgets 7 gives a handle neither role nor
+value. A key alone would go to the notebook's shortcuts: in JupyterLab from a list of choices, which arrows leave for the next
+cell, and in Notebook 7 from a slider. Keys with modifiers, Escape and Tab stay the notebook's."""
 
 
 def show_rows(rows: Sequence[ipw.Widget], otherwise: str) -> None:
