@@ -109,11 +109,16 @@ def stops(page, part):
 
 def press(page, part, key: str, silent: bool) -> set[int]:
     """The places in the cell's answer that change with a key."""
+    from playwright.sync_api import TimeoutError
+
     before = part.evaluate(ANSWER)
     page.keyboard.press(key)
     if not silent:
-        page.wait_for_function("([cell, before, answer]) => eval(answer)(cell).some((part, i) => part !== before[i])",
-                               arg=[part.element_handle(), before, ANSWER], timeout=60_000)
+        try:
+            page.wait_for_function("([cell, before, answer]) => eval(answer)(cell).some((part, i) => part !== before[i])",
+                                   arg=[part.element_handle(), before, ANSWER], timeout=60_000)
+        except TimeoutError:
+            pytest.fail(f"{key} changes nothing; the focus is on {focused(page)}")
     page.wait_for_function(READY)
     return {i for i, pair in enumerate(zip(before, part.evaluate(ANSWER), strict=True)) if pair[0] != pair[1]}
 

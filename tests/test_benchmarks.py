@@ -81,6 +81,9 @@ def test_the_pages_tables_are_those_of_the_results(benchmark):
     assert "\n".join(benchmark("memory").table(results("memory")["rows"])) in speed
     assert "\n".join(benchmark("layouts").table(results("layouts")["rows"])) in speed
     assert all(line in speed for line in benchmark("limit").lines(*map(results("limit").get, ("can", "phases", "where"))))
+    screen = results("on_screen")
+    assert "\n".join(benchmark("on_screen").lesson_table(screen["lessons"])) in speed
+    assert "\n".join(benchmark("on_screen").table(screen["sliders"])) in speed
     assert "\n".join(benchmark("to_success").table()) in success
     assert "\n".join(benchmark("purity_runs").table()) in purity
     assert "\n".join(benchmark("seats").table()) in purity

@@ -16,8 +16,9 @@ from test_durable import contents
 from hapo_lab.baselines import METHODS
 from hapo_lab.commands.cli import main
 from hapo_lab.experiments.experiment import Experiment, TaskSpec, Trial, from_description, load_experiment
+from hapo_lab.experiments.folder import chosen, finished
 from hapo_lab.experiments.outcomes import collect, packed, read
-from hapo_lab.experiments.processes import chosen, examine, finished, prepare, run
+from hapo_lab.experiments.processes import examine, prepare, run
 from hapo_lab.gate import BetaGate
 from hapo_lab.loss import log_probability
 from hapo_lab.methods import GRPO, HAPO, SFT

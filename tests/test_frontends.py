@@ -6,7 +6,7 @@ and 09 train SmolLM2, and are left out: a live training under controls, as in 05
 
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +61,7 @@ each = pytest.mark.parametrize("frontend", [pytest.param(combination, marks=[pyt
                                             for combination in COMBINATIONS], indirect=True)
 both = pytest.mark.parametrize("frontend, lesson", [
     pytest.param(combination, lesson, marks=[pytest.mark.every, *[pytest.mark.soak] * (j % len(COMBINATIONS) == i)])
-    for i, combination in enumerate(COMBINATIONS) for j, lesson in enumerate(LESSONS)], indirect=["frontend"], scope="module")
+    for i, combination in enumerate(COMBINATIONS) for j, lesson in enumerate(LESSONS)], indirect=["frontend"])
 """Each combination with each lesson; `make soak` runs each lesson in one."""
 
 
@@ -93,9 +93,20 @@ CLOSE = "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 
 
 @pytest.fixture(scope="module")
-def frontend(request, browser, packages, tmp_path_factory):
-    app, version, subshells = COMBINATIONS[request.param]
-    folder = tmp_path_factory.mktemp("frontend")
+def frontends(browser, packages, tmp_path_factory):
+    """A combination -> its front end, served from the first time that a test asks for it to the end."""
+    with ExitStack() as until_the_end:
+        yield cache(lambda combination: until_the_end.enter_context(
+            served(*COMBINATIONS[combination], browser, packages, tmp_path_factory.mktemp("frontend"))))
+
+
+@pytest.fixture
+def frontend(request, frontends):
+    return frontends(request.param)
+
+
+@contextmanager
+def served(app, version, subshells, browser, packages, folder):
     with jupyter(folder, app, packages(version), {SUBSHELLS: {"commsOverSubshells": subshells}}) as address:
         @contextmanager
         def show(name):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.experiments.experiment import Experiment, Trial
+from hapo_lab.experiments.folder import HELD_OUT, finished, imitator_of
 from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
@@ -19,16 +19,8 @@ from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.evaluation import Evaluation, demonstrated, evaluate, token_logps
 
-HELD_OUT = "held out"
 SAMPLES = 8
 """Completions per test problem."""
-IMITATOR = "sft"
-"""The method whose policy represents the teacher's way."""
-
-
-def finished(run: Path) -> bool:
-    """Whether a trial has taken all its steps and saved its adapter."""
-    return (run / "adapter" / "adapter_config.json").exists()
 
 
 def look(experiment: Experiment, trial: Trial, run: Path) -> None:
@@ -46,11 +38,6 @@ def look(experiment: Experiment, trial: Trial, run: Path) -> None:
     other = _policy(experiment, imitator) if finished(imitator) and imitator != run else None
     disk.replace(run / "test.json", (json.dumps({
         "success": success, "way": teachers_way(policy, task, exams[HELD_OUT], other)}) + "\n").encode())
-
-
-def imitator_of(run: Path, trial: Trial) -> Path:
-    """The folder of the run that represents the teacher's way for a trial."""
-    return run.parents[1] / replace(trial, method=IMITATOR).name
 
 
 def _policy(experiment: Experiment, run: Path) -> Policy:

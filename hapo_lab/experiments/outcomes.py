@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hapo_lab.experiments.exam import HELD_OUT
 from hapo_lab.experiments.experiment import Experiment, Trial
-from hapo_lab.experiments.processes import chosen, refuse_another, untrained
+from hapo_lab.experiments.folder import HELD_OUT, chosen, refuse_another, untrained
 from hapo_lab.reproducibility import disk
 from hapo_lab.reproducibility.catalogue import method_from
 from hapo_lab.reproducibility.kit import DATA

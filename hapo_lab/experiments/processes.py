@@ -22,17 +22,15 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from hapo_lab.experiments.exam import IMITATOR, finished, imitator_of, look
-from hapo_lab.experiments.experiment import BASE, Experiment, Trial, from_description
+from hapo_lab.experiments.exam import look
+from hapo_lab.experiments.experiment import Experiment, Trial, from_description
+from hapo_lab.experiments.folder import DESCRIPTION, IMITATOR, chosen, finished, imitator_of, refuse_another, untrained
 from hapo_lab.policy.memory import PROCESS, memory_available
 from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_estimate
 from hapo_lab.reproducibility import disk
-from hapo_lab.runs.log import RunLog
-from hapo_lab.runs.progress import mean_of
 from hapo_lab.runs.trackers import get_trackers, tracking
 from hapo_lab.training.trainer import Trainer
 
-DESCRIPTION = "experiment.json"
 PRELOAD = ["hapo_lab.experiments.processes", "transformers.models.llama.modeling_llama", "bitsandbytes"]
 
 
@@ -55,14 +53,6 @@ def prepare(experiment: Experiment, folder: Path) -> None:
     refuse_another(experiment, folder)
     folder.mkdir(parents=True, exist_ok=True)
     disk.replace(folder / DESCRIPTION, (json.dumps(experiment.described(), indent=1) + "\n").encode())
-
-
-def refuse_another(experiment: Experiment, folder: Path) -> None:
-    """ValueError if the folder holds another experiment."""
-    description = folder / DESCRIPTION
-    if description.exists() and (different := experiment.differs(json.loads(description.read_text()))):
-        raise ValueError(f"{folder} holds another experiment: it differs in {', '.join(different)}. Choose another name or "
-                         "folder, or move that one away.")
 
 
 def run(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
@@ -111,28 +101,6 @@ def examine(experiment: Experiment, folder: str | Path, processes: int | None = 
                and (IMITATOR not in experiment.methods or finished(imitator_of(folder / t.name, t)))]
     trials = [t for t in (*untrained(experiment), *trained) if not (folder / t.name / "test.json").exists()]
     return _all(look, trials, folder, processes, "looking at test problems")
-
-
-def untrained(experiment: Experiment) -> list[Trial]:
-    """The base model on each task, as trials that take no step."""
-    return [Trial(task, BASE, 0, 0.0) for task in experiment.tasks]
-
-
-def chosen(experiment: Experiment, folder: Path) -> dict[tuple[str, str], float]:
-    """(task, method) -> the learning rate whose tuning trials have the highest success on validation problems, averaged over
-    the last half of a run's evaluations and over seeds; of equals the smaller. {} where there is nothing to choose.
-
-    ValueError while a tuning trial is missing.
-    """
-    scores: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for trial in experiment.tuning():
-        if not finished(folder / trial.name):
-            raise ValueError(f"{folder / trial.name} is not finished, so no learning rate is chosen yet: run the experiment.")
-        found = [r.heldout for r in RunLog.load(folder / trial.name).steps if r.heldout is not None]
-        scores.setdefault((trial.task, trial.method), {}).setdefault(trial.learning_rate, []).append(
-            mean_of(found[len(found) // 2:]))
-    return {pair: max(sorted(means), key=means.__getitem__) for pair, by_rate in scores.items()
-            if (means := {rate: mean_of(found) for rate, found in by_rate.items()})}
 
 
 # one trial, in its own process -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from math import comb
 
 import numpy as np
 
-from hapo_lab.training.evaluation import interval_over_problems
+from hapo_lab.training.intervals import interval_over_problems
 
 ALL = "all"
 """The source of the row over all problems."""
