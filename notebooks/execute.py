@@ -21,7 +21,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """The executed notebook. Widgets leave their last picture and a line of text: their state would break web viewers."""
     notebook = nbformat.read(path, as_version=4)
     metadata = dict(notebook.metadata)
-    NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(notebook, timeout=1800, record_timing=False, coalesce_streams=True,
+                   resources={"metadata": {"path": str(HERE)}}).execute()
     notebook.metadata = nbformat.from_dict({k: v for k, v in metadata.items() if k != "widgets"})
     for cell in filter(lambda cell: cell.cell_type == "code", notebook.cells):
         cell["outputs"] = [output for output in cell.get("outputs", ()) if not is_bar(output)]
