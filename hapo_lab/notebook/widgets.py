@@ -11,21 +11,19 @@ import base64
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import ipywidgets as ipw
 from IPython.display import display, update_display
 
+from hapo_lab.experiments.outcomes import Outcome
 from hapo_lab.gate import BetaGate
 from hapo_lab.gates import GATES
 from hapo_lab.loss import SHAPINGS
 from hapo_lab.pictures import explorables, figures, inside, purity
 from hapo_lab.pictures.style import Figure, bundle
 from hapo_lab.runs.log import RunLog
-
-if TYPE_CHECKING:
-    from hapo_lab.experiments.outcomes import Outcome
 
 
 class Explorable:
@@ -211,7 +209,7 @@ def group_sizes() -> Explorable:
 def choose_seeds(found: Sequence[Outcome], methods: tuple[str, str] = ("hapo", "luffy_matched"),
                  seeds: Sequence[int] = (0,)) -> Explorable:
     """A choice of runs, and two methods' difference in them."""
-    from hapo_lab.pictures import comparison  # imports the model libraries: seconds, which no other lesson waits for
+    from hapo_lab.pictures import comparison  # imports scipy.stats: half a second, which no other lesson waits for
 
     every = sorted({o.seed for o in found if o.method in methods})
     marks = [ipw.Checkbox(description=f"seed {seed}", value=seed in seeds, indent=False, layout=ipw.Layout(width="84px"))
