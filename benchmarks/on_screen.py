@@ -40,13 +40,13 @@ GOALS = {"lessons": 5, "kernel": 100, "screen": 250}
 MOVES = 10
 UNCHANGED = 5000
 """Milliseconds after which a picture counts as unchanged: JupyterLab does not draw it again, and nothing is measured."""
-CALLS = ("widgets.dead_groups()", "widgets.injection()", "widgets.prior_pull()", "widgets.gate_lab()",
-         "widgets.clip_and_shape()", "widgets.purity_meter()", "widgets.group_sizes()",
-         'widgets.look_inside(shipped_run("hapo-0"))', 'widgets.scrub(shipped_run("hapo-0"))')
-"""The explorables with sliders."""
+EXPLORABLES = ("dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape", "purity_meter", "group_sizes",
+               "look_inside", "scrub")
+"""Those with sliders; the last two show a run."""
+OF_A_RUN = EXPLORABLES[-2:]
 LESSONS = [path for path in sorted((ROOT / "notebooks").glob("[01]*.ipynb")) if path.stem[:2] not in ("05", "09")]
 """05 and 09 load SmolLM2 before they show anything."""
-FIRST = "from hapo_lab import shipped_run\nfrom hapo_lab.notebook import widgets"
+FIRST = "from hapo_lab import shipped_run\nfrom hapo_lab.notebook import widgets\nrun = shipped_run('hapo-0')"
 SLIDERS = ipywidgets.IntSlider | ipywidgets.FloatSlider | ipywidgets.FloatLogSlider
 RUN_TO_FIRST = """() => new Promise(done => {
     const start = performance.now(), shown = () => [...document.querySelectorAll('.jp-OutputArea-output')].some(
@@ -80,9 +80,9 @@ def first_outputs(browser) -> dict[str, float]:
     return found
 
 
-def in_kernel(call: str) -> dict[str, list[float]]:
+def in_kernel(name: str) -> dict[str, list[float]]:
     """Milliseconds of each move of an explorable's sliders, there and back: the line and the picture, by label."""
-    face, found = eval(call, {"widgets": widgets, "shipped_run": shipped_run}), {}  # noqa: S307, one of CALLS
+    face, found = getattr(widgets, name)(*[shipped_run("hapo-0")] * (name in OF_A_RUN)), {}
     for slider in (w for w in face._widgets() if isinstance(w, SLIDERS)):
         start, *ahead = _places(slider)
         there: list[float] = []
@@ -134,16 +134,17 @@ def on_screen(page, call: str, moves: dict[str, int]) -> dict[str, dict[str, lis
 def sliders(browser) -> list[dict]:
     """A row per slider, with every move."""
     with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as address:
-        write_cells(Path(folder) / "all.ipynb", [FIRST, *CALLS])
+        calls = {name: f"widgets.{name}({'run' if name in OF_A_RUN else ''})" for name in EXPLORABLES}
+        write_cells(Path(folder) / "all.ipynb", [FIRST, *calls.values()])
         page = open_notebook(browser, address("all.ipynb"))
         run_through(page)
-        page.wait_for_function("n => document.querySelectorAll('img[alt]').length === n", arg=len(CALLS))
+        page.wait_for_function("n => document.querySelectorAll('img[alt]').length === n", arg=len(calls))
         rows = []
-        for call in CALLS:
-            kernel = in_kernel(call)
+        for name, call in calls.items():
+            kernel = in_kernel(name)
             screen = on_screen(page, call, {label: len(times) for label, times in kernel.items()})
             assert list(kernel) and set(kernel) == set(screen), (call, list(kernel), list(screen))
-            rows += [{"explorable": call[8:call.index("(")], "slider": label, "kernel": kernel[label], **screen[label]}
+            rows += [{"explorable": name, "slider": label, "kernel": kernel[label], **screen[label]}
                      for label in screen]
         page.close()
     return rows

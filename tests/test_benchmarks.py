@@ -132,14 +132,14 @@ def test_a_censored_run_counts_as_later_than_any_that_passed(benchmark):
 
 def test_a_slider_is_moved_there_and_back_ten_times(benchmark):
     on_screen = benchmark("on_screen")
-    found = on_screen.in_kernel("widgets.clip_and_shape()")
+    found = on_screen.in_kernel("clip_and_shape")
     assert list(found) == ["p now", "p old", "lambda"] and {len(moves) for moves in found.values()} == {on_screen.MOVES}
 
 
 def test_a_slider_is_not_moved_past_its_end_nor_to_settings_without_a_meaning(benchmark):
     on_screen = benchmark("on_screen")
-    assert len(on_screen.in_kernel("widgets.injection()")["step"]) == 6  # of 1 to 4
-    found = on_screen.in_kernel("widgets.prior_pull()")
+    assert len(on_screen.in_kernel("injection")["step"]) == 6  # of 1 to 4
+    found = on_screen.in_kernel("prior_pull")
     assert len(found["S, right"]) == 4 and len(found["N, rollouts"]) == on_screen.MOVES  # S of 6 to 8 of 8
     assert all(times and min(times) > 5 for times in found.values())  # every move is drawn
 
