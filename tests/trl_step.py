@@ -65,3 +65,4 @@ if __name__ == "__main__":
         logged, = (row for row in trainer.state.log_history if "loss" in row)
         torch.save({"logged": logged, "wrapped": type(trainer.model_wrapped).__name__,
                     "gradients": [p - after[name] for name, p in before.items()]}, Path(folder) / "step.pt")
+    trainer.accelerator.end_training()  # a process that ends inside its group may be aborted
