@@ -15,7 +15,7 @@ from hapo_lab.gates import AlwaysGate, HardGate, NeverGate, RunningGate, StepAnn
 from hapo_lab.loss import hapo_loss, log_probability, probability, ratio, slope, sqrt
 from hapo_lab.methods import GRPO, HAPO, LUFFY, SFT
 from hapo_lab.ssi import Group, Rollout
-from hapo_lab.theory.exact_gradient import _one_teacher, expected_gradient, learning_curve, teacher_margin
+from hapo_lab.theory.exact_gradient import _one_teacher, expected_gradient, expected_gradients, learning_curve, teacher_margin
 
 pytestmark = pytest.mark.filterwarnings("ignore:BetaGate")
 
@@ -89,6 +89,15 @@ def test_a_gate_that_draws_is_averaged_over_its_draw():
     mean, variance = moments(pairs)
     exact = expected_gradient(LOGITS, SUCCESS, 3, method, 0)
     assert exact.update == pytest.approx(mean, rel=1e-9) and exact.variance == pytest.approx(variance, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", [LUFFY, replace(HAPO, gate=RunningGate())], ids=lambda method: method.name)
+def test_several_policies_get_the_updates_that_each_gets_alone(method):
+    policies = [(-2.0, 0.5, 1.0), (3.0, 1.0, 0.0)]
+    for logits, together in zip(policies, expected_gradients(policies, (1, 1, 0), 6, method, 0, visit=3), strict=True):
+        alone = expected_gradient(logits, (1, 1, 0), 6, method, 0, visit=3)
+        assert (alone.injection, alone.variance) == pytest.approx((together.injection, together.variance), rel=1e-12)
+        np.testing.assert_allclose(alone.update, together.update, rtol=1e-12)
 
 
 def test_the_objective_is_the_gradient_of_the_success_probability():

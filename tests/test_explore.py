@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from hapo_lab.gate import BetaGate
 from hapo_lab.gates import ladder
 from hapo_lab.notebook import widgets
 from hapo_lab.pictures import explorables
-from hapo_lab.pictures.style import projector, to_png
+from hapo_lab.pictures.style import Figure, projector, to_png
 
 FACES = {name: getattr(widgets, name)
          for name in ("collapse", "dead_groups", "injection", "prior_pull", "gate_lab", "clip_and_shape", "purity_meter",
@@ -201,6 +202,14 @@ def test_no_warning_escapes_a_callback(recwarn):
     face["alpha"].value = face["beta"].value = 3
     face["trials"].value = 2
     assert not [w for w in recwarn if "can never close" in str(w.message) or "injects at S" in str(w.message)]
+
+
+def test_a_picture_that_is_gone_leaves_nothing_to_collect():
+    def figures() -> set[int]:
+        return {id(o) for o in gc.get_objects() if isinstance(o, Figure)}
+    face, before = widgets.purity_meter(), figures()
+    face["success_rate"].value = 0.5
+    assert gc.isenabled() and figures() <= before
 
 
 def test_the_frame_that_stays(monkeypatch):

@@ -169,7 +169,13 @@ def test_a_damaged_line_in_the_middle_is_named(log, name):
     lines = (log.folder / name).read_bytes().splitlines(keepends=True)
     (log.folder / name).write_bytes(b"".join([lines[0], b'{"step": 2, "prob\n', *lines[2:]]))
     with pytest.raises(ValueError, match=f"{name}, line 2: not JSON"):
-        RunLog.load(log.folder).groups_of(3)
+        RunLog.load(log.folder).groups_of(1)
+
+
+def test_a_damaged_completion_costs_no_other_step_its_groups(log):
+    whole = (log.folder / "completions.jsonl").read_bytes()
+    (log.folder / "completions.jsonl").write_bytes(b"not JSON\n" + whole.split(b"\n", 1)[1])
+    assert len(RunLog.load(log.folder).groups_of(3)) == 2
 
 
 def test_a_log_that_has_no_room_keeps_its_old_lines(log, groups):

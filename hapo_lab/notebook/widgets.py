@@ -8,7 +8,9 @@ and 8.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from threading import Lock
 from typing import Any
@@ -79,16 +81,19 @@ class Explorable:
 
     def refresh(self) -> None:
         """Draw the present settings. An error appears as one sentence."""
-        with self._lock:
-            try:
-                self.sentence, parameters = "", self.parameters
-                self._show_line(self._line(**parameters))
-                figure, self.numbers = self._draw(**parameters)
-            except Exception as error:
-                self.sentence = " ".join(str(error).split()) or type(error).__name__
-                self.numbers, figure = {}, explorables.sentence_figure("No picture for these settings: see the line above.")
-                self._show_line(f"<b role='alert'>{escape(self.sentence)}</b>")
-            self._show_picture(figure)
+        with self._lock, _collected_after():
+            self._refresh()
+
+    def _refresh(self) -> None:
+        try:
+            self.sentence, parameters = "", self.parameters
+            self._show_line(self._line(**parameters))
+            figure, self.numbers = self._draw(**parameters)
+        except Exception as error:
+            self.sentence = " ".join(str(error).split()) or type(error).__name__
+            self.numbers, figure = {}, explorables.sentence_figure("No picture for these settings: see the line above.")
+            self._show_line(f"<b role='alert'>{escape(self.sentence)}</b>")
+        self._show_picture(figure)
 
     def _press(self, action: Callable) -> None:
         try:
@@ -118,6 +123,20 @@ class Explorable:
 
     def _widgets(self) -> list[ipw.Widget]:
         return _flat(self.controls.values())
+
+
+@contextmanager
+def _collected_after() -> Iterator[None]:
+    """Python's collector waits until a picture is drawn and gone. A picture that it meets half-way becomes an old object, and
+    a few of those make it search all objects, for half a second."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+            gc.collect(1)
 
 
 # the eight ---------------------------------------------------------------------------------------------------------

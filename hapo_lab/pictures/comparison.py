@@ -26,7 +26,20 @@ from hapo_lab.experiments.statistics import (
     spent,
     verdicts,
 )
-from hapo_lab.pictures.style import Figure, dashes, end_labels, frame, grid, headline, inches, panel_title, style, to_png, write
+from hapo_lab.pictures.style import (
+    FIFTHS,
+    Figure,
+    dashes,
+    end_labels,
+    frame,
+    grid,
+    headline,
+    inches,
+    panel_title,
+    style,
+    to_png,
+    write,
+)
 
 LEVEL = 0.8
 """The success level whose cost is computed."""
@@ -150,19 +163,22 @@ def teacher_figure(found: Sequence[Outcome], methods: Sequence[str]) -> Figure:
 def stories_figure(found: Sequence[Outcome], methods: Sequence[str], seeds: Sequence[int]) -> Figure:
     """Validation success over the steps of some methods (by short name), in a panel per seed; at the end of a line the success
     of the run, as `Outcome.success` has it."""
-    figure, colours = Figure(), _colours(found)
+    figure, colours, ends = Figure(), _colours(found), []
     for ax, seed in zip(grid(figure, 1, len(seeds)), seeds, strict=True):
         runs = {o.name: o for method in methods for o in found if (o.method, o.seed) == (method, seed)}
         frame(ax, "step", "validation success")
         for name, outcome in runs.items():
             steps, success = zip(*outcome.validation, strict=True)
             ax.plot(steps, success, color=colours[name], ls=dashes(colours[name]), lw=2.2, clip_on=False)
-        ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1))
+        ax.set(xlim=(0, max(o.planned for o in runs.values())), ylim=(0, 1 + 0.05 * (len(runs) + 1)), yticks=FIFTHS)
+        ax.spines["left"].set_bounds(0, 1)
         end_labels(ax, [(o.planned - 0.5, o.validation[-1][1], f"{o.success():.1%}", colours[name])
                         for name, o in runs.items()])
-        for row, name in enumerate(runs):
-            write(ax, 0.98, 0.05 + 0.07 * row, name, colours[name], transform=ax.transAxes, ha="right", va="bottom")
+        for row, name in enumerate(reversed(runs), 1):  # above every line
+            write(ax, 0, 1 + 0.05 * row, name, colours[name], va="center")
         panel_title(ax, f"Seed {seed}")
+        ends += [f"seed {seed}: " + ", ".join(f"{name} {o.success():.1%}" for name, o in runs.items())]
+    figure.details = "at the end " + "; ".join(ends)
     headline(figure, "The same methods, the same problems, " + (
         f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"))
     return figure

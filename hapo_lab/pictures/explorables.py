@@ -19,6 +19,7 @@ from hapo_lab.gates import Gate, ThompsonGate, ladder
 from hapo_lab.loss import SHAPINGS, clipped_surrogate, group_advantages, ratio, shaped_surrogate
 from hapo_lab.pictures.figures import advantages_in_words, seats_axis, seats_panel
 from hapo_lab.pictures.style import (
+    FIFTHS,
     LOW,
     TITLE,
     Figure,
@@ -236,8 +237,6 @@ def gate_lab(success_rate: float, groups: int = 20, trials: int = 8, alpha: floa
 
 
 MOST_GROUPS = 100
-FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
-"""Ticks of a probability, with the usual threshold among them."""
 
 
 def clip_and_shape(p: float = 1e-4, old_p: float = 1e-4, advantage: float = 1.0, shaping: str = "ratio", lam: float = 0.1,

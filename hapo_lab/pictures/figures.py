@@ -35,6 +35,7 @@ from hapo_lab.pictures.style import (
     style,
     whole,
     write,
+    write_below,
 )
 from hapo_lab.reproducibility import parts
 from hapo_lab.reproducibility.catalogue import PARTS
@@ -259,10 +260,12 @@ def group_figure(group: Group, scale: str = "std") -> Figure:
     for i, (rewards, advantages, teacher) in enumerate(columns):
         seats_panel(panels[i], rewards, teacher, group.replaced, "reward", (0, 1.25), numbered=False)
         seats_panel(panels[i + 2], advantages, teacher, group.replaced, "advantage", (low - pad, high + pad))
-        panels[i].set_yticks([0, 1])
-        panels[i + 2].yaxis.set_major_locator(MaxNLocator(4))
         panel_title(panels[i], titles[i])
         panel_title(panels[i + 2], advantages_in_words(rewards, advantages, teacher))
+    panels[0].set_yticks([0, 1])
+    panels[2].yaxis.set_major_locator(MaxNLocator(4))
+    for same in panels[1], panels[3]:  # as on the left
+        same.set(yticks=[], ylabel="")
     headline(figure, f"One group: {in_a_line(group.problem.key)}")
     return figure
 
@@ -286,7 +289,7 @@ def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced:
 
     All bars are one artist, and no label is an annotation: this picture is drawn while a slider moves.
     """
-    seats_axis(ax, len(values), unit, limits, numbered)
+    seats_axis(ax, len(values), unit, limits, numbered, replaced)
     bars = [[(i - 0.35, 0), (i - 0.35, v), (i + 0.35, v), (i + 0.35, 0)] for i, v in enumerate(values.tolist())]
     colours = [style.teacher if t else style.student for t in teacher]
     ax.add_collection(PolyCollection(bars, facecolors=colours), autolim=False)
@@ -297,14 +300,15 @@ def seats_panel(ax: Axes, values: torch.Tensor, teacher: torch.Tensor, replaced:
               ha="center", va="bottom" if v >= 0 else "top")
     ax.axhline(0, color=style.faint, lw=1)
     ax.spines["bottom"].set_visible(False)
-    if numbered and replaced >= 0:
-        ax.get_xticklabels()[replaced].set(color=style.teacher, weight="bold")
 
 
-def seats_axis(ax: Axes, seats: int, unit: str, limits: tuple[float, float], numbered: bool = True) -> None:
+def seats_axis(ax: Axes, seats: int, unit: str, limits: tuple[float, float], numbered: bool = True, replaced: int = -1,
+               ) -> None:
     """A place for each rollout of a group."""
     frame(ax, "seat" if numbered else "", unit)
-    ax.set(xlim=(-0.7, seats - 0.3), ylim=limits, xticks=range(seats) if numbered else ())
+    ax.set(xlim=(-0.7, seats - 0.3), ylim=limits, xticks=())
+    for seat in range(seats if numbered else 0):
+        write_below(ax, seat, str(seat), *((style.teacher, "bold") if seat == replaced else (style.ink, "normal")))
 
 
 _MEASURES = {"success": lambda r: r.reward, "teacher samples": lambda r: r.teacher_samples,

@@ -122,7 +122,7 @@ def completions_table(group: Group) -> str:
     return f"<table><tr style='background:white;color:{style.ink}'>{head}</tr>{body}</table>"
 
 
-REPLAY = "a replay of decisions, not of the training that would have followed"
+REPLAY = "replays decisions, not the training that would have followed"
 
 
 def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0, threshold: float = 0.8) -> tuple[Figure, dict]:
@@ -136,9 +136,10 @@ def replay_figure(log: RunLog, step: int, alpha: float = 1.0, beta: float = 1.0,
         step_axis(ax, log.planned, "groups", top=1.08 * most)
         ax.yaxis.set_major_locator(whole())
         plot_area(ax, steps, 0, counts, style.teacher)
-        panel_title(ax, f"{who} asks for the teacher in {sum(counts)} of "
-                        f"{sum(len(r.problems) for r in steps)} groups" + ("" if counts is recorded else f": {REPLAY}"))
+        panel_title(ax, f"{who} asks for the teacher in {sum(counts)} of {sum(len(r.problems) for r in steps)} groups")
     panels[0].set(xlabel="", xticks=())
+    panels[1].set_xlabel(f"step; this panel {REPLAY}")
+    figure.details = f"the second panel {REPLAY}"
     more = sum(replayed) - sum(recorded)
     headline(figure, "Both gates decide alike: choose other numbers" if recorded == replayed else
              f"This gate asks for the teacher in {abs(more)} groups {'more' if more > 0 else 'fewer'}" if more else

@@ -6,7 +6,7 @@ teacher plays the rarer right one. With only one right action the teacher could 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -21,7 +21,7 @@ from hapo_lab.methods import HAPO, Method
 from hapo_lab.pictures.explorables import ladder_words, lamps_html
 from hapo_lab.pictures.style import LOW, Figure, blank, cell_figure, dashes, frame, grid, headline, panel_title, style, write
 from hapo_lab.reproducibility.catalogue import get_gate
-from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradient
+from hapo_lab.theory.exact_gradient import ExpectedGradient, LearningCurve, expected_gradients
 from hapo_lab.theory.injection import (
     binomial_cdf,
     binomial_pmf,
@@ -47,10 +47,19 @@ def gate_of(kind: str, alpha: float = 1.0, beta: float = 1.0, threshold: float =
 
 def student(mu: float, trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> ExpectedGradient:
     """The expected update of a policy of success mu; see the top of this file."""
+    return students([mu], trials, gate, visit, method)[0]
+
+
+def students(rates: Iterable[float], trials: int, gate: Gate, visit: int = 1, method: Method = HAPO) -> list[ExpectedGradient]:
+    """`student`, for each of some success rates."""
+    return expected_gradients([_logits(mu) for mu in rates], [1, 1, 0], trials, replace(method, gate=gate), 0, visit)
+
+
+def _logits(mu: float) -> np.ndarray:
     if not 0 < mu < 1:
         raise ValueError(f"at a success rate of {mu:g} there is no gradient to compare a bias with: "
                          "choose one between 0 and 1.")
-    return expected_gradient(np.log([0.3 * mu, 0.7 * mu, 1 - mu]), [1, 1, 0], trials, replace(method, gate=gate), 0, visit)
+    return np.log([0.3 * mu, 0.7 * mu, 1 - mu])
 
 
 # the purity meter --------------------------------------------------------------------------------------------------
@@ -76,7 +85,7 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
     gate = gate_of(kind, alpha, beta, threshold)
     here = student(success_rate, trials, gate, visit)
     plain = student(success_rate, trials, NeverGate())
-    curves, plains = [student(mu, trials, gate, visit) for mu in MU], closed(trials)
+    curves, plains = students(MU, trials, gate, visit), closed(trials)
     numbers = {"injection": here.injection, "relative_bias": here.relative_bias, "variance": here.variance / plain.variance,
                "horizon": purity_horizon(TARGET, trials, gate, visit=visit)}
     figure, (left, right) = cell_figure(1, 2, LOW)
@@ -117,7 +126,7 @@ def meter(success_rate: float = 0.9, trials: int = 8, kind: str = "beta", alpha:
 @lru_cache(maxsize=64)
 def closed(trials: int) -> list[ExpectedGradient]:
     """The update with the gate closed, at each of `MU`: the same for all gates, so a moved slider need not recompute it."""
-    return [student(mu, trials, NeverGate()) for mu in MU]
+    return students(MU, trials, NeverGate())
 
 
 # what a larger group does, what injection buys and costs -----------------------------------------------------------
@@ -175,7 +184,7 @@ def buys_and_costs(trials: int = 8, gate: Gate = BetaGate()) -> tuple[Figure, di
     """Over mu: how many groups teach at all, and how long the expected update is, with its bias (dashed); for the shaping
     p / (p + 0.1) and for log p."""
     shaped = {"p/(p+0.1)": HAPO, "log p": replace(HAPO, shaping=log_probability)}
-    found = {name: [student(mu, trials, gate, method=method) for mu in MU] for name, method in shaped.items()}
+    found = {name: students(MU, trials, gate, method=method) for name, method in shaped.items()}
     never = np.array([np.linalg.norm(e.never) for e in found["log p"]])
     pmf = binomial_pmf(trials, MU)
     lamps = ladder(gate, trials)

@@ -159,6 +159,8 @@ def grid(figure: Figure, rows: int, columns: int, between: float = 5.6) -> list[
     return list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+"""Ticks of a probability, with the usual threshold among them."""
 TITLE = 3.0
 """Lines that a panel's title takes."""
 LOW = 3.4
@@ -235,6 +237,12 @@ def plot_dead_groups(ax: Axes, steps: Sequence[StepRecord]) -> None:
 def write(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
     """Text in a panel, as it stands: a dollar sign is a dollar sign."""
     ax.text(x, y, text, color=colour, parse_math=False, **{"size": style.size} | options)
+
+
+def write_below(ax: Axes, x: float, text: str, colour: str, weight: str) -> None:
+    """Text in the place of a tick's label: a tick itself takes far longer to draw."""
+    below = ax.get_xaxis_transform() + ScaledTranslation(0, -6.5 / 72, cast(Figure, ax.figure).dpi_scale_trans)
+    write(ax, x, 0, text, colour, weight=weight, transform=below, ha="center", va="top")
 
 
 def panel_title(ax: Axes, text: str) -> None:

@@ -15,6 +15,7 @@ The update is that of a first inner epoch: every ratio is 1, and the clip is ina
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -114,17 +115,28 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
     >>> {name: round(update.relative_bias, 3) for name, update in found.items()}
     {'GRPO': 0.0, 'HAPO': 0.139}
     """
-    z, q, nu = _checked(logits, success_probs, teacher)
+    return expected_gradients([logits], success_probs, trials, method, teacher, visit)[0]
+
+
+def expected_gradients(policies: Sequence[ArrayLike], success_probs: ArrayLike, trials: int, method: Method, teacher: ArrayLike,
+                       visit: int = 1) -> list[ExpectedGradient]:
+    """`expected_gradient` for the logits of each of some policies, in a third of the time."""
+    checked = [_checked(logits, success_probs, teacher) for logits in policies]
     table = _table(method, group_size(trials, smallest=2))
-    p = _Policy.of(z, q)
-    chances = _chances(method, p.mu, trials, visit)
-    slopes = slope(method.shaping, p.logp)
+    found = [_Policy.of(z, q) for z, q, _ in checked]
+    chances = _chances(method, np.array([p.mu for p in found]), trials, visit)
+    slopes = slope(method.shaping, np.array([p.logp for p in found]))
+    return [_expected(p, method, table, chances[i], checked[i][-1], slopes[i]) for i, p in enumerate(found)]
+
+
+def _expected(p: _Policy, method: Method, table: _Table, chances: np.ndarray, nu: np.ndarray, slopes: np.ndarray,
+              ) -> ExpectedGradient:
     lesson, entropy = p.lesson(nu, slopes), method.entropy_bonus * p.entropy_gradient()
 
     reference, _ = p.coefficients(table.plain)
     if method.teacher_seats:  # the seat of any rollout: its share of the reference
         student, teachers = p.coefficients(table.taught)
-        removed = reference * method.teacher_seats / trials
+        removed = reference * method.teacher_seats / (len(table.plain) - 1)
         recomputed = student - (reference - removed)
     else:  # a failure's seat
         removed, _ = p.coefficients(chances[:, None] * table.removed)
@@ -222,7 +234,7 @@ class _Policy:
         return cls(q, logp, pi, mu, fail, pi * (q * fail - (1 - q) * mu))
 
     def pmf(self, trials: int) -> np.ndarray:
-        return binomial_pmf(trials, self.mu, self.fail)
+        return _pmf(trials, self.mu, self.fail)
 
     def coefficients(self, terms: np.ndarray) -> tuple[float, float]:
         """(c, T): the student's part of the expected update is c g, the teacher's T times its lesson."""
@@ -318,12 +330,18 @@ def _table_of(method: Method, trials: int) -> _Table:
                   method.teacher_seats > 0)
 
 
+@lru_cache(maxsize=4)
+def _pmf(trials: int, mu: float, fail: float) -> np.ndarray:
+    """One update asks for it five times."""
+    return binomial_pmf(trials, mu, fail)
+
+
 def _coefficients(terms: np.ndarray, pmf: np.ndarray, mu: float, fail: float) -> tuple[float, float]:
     right, wrong, teachers = pmf @ terms[:, :3]
     return _per(right, mu) - _per(wrong, fail), teachers
 
 
-def _chances(method: Method, mu: float, trials: int, visit: int) -> np.ndarray:
+def _chances(method: Method, mu: ArrayLike, trials: int, visit: int) -> np.ndarray:
     return _one_teacher(method, injection_chances(mu, trials - method.teacher_seats, method.gate, visit))
 
 
@@ -362,7 +380,7 @@ def _checked(logits: ArrayLike, success_probs: ArrayLike, teacher: ArrayLike) ->
     if nu.ndim == 0:
         if not (0 <= nu < len(z) and nu == np.floor(nu)):
             raise ValueError(f"exact_gradient: the teacher plays action {nu:g}; the actions are 0 to {len(z) - 1}.")
-        nu = np.eye(1, len(z), int(nu))[0]
+        nu = (np.arange(len(z)) == nu).astype(float)
     if nu.shape != z.shape or not (nu >= 0).all() or abs(nu.sum() - 1) > 1e-9:
         raise ValueError(f"exact_gradient: the teacher's distribution must hold {len(z)} probabilities that sum to 1.")
     return z, q, nu
