@@ -4,7 +4,8 @@ luck does not help; and `tiny`'s, with three seeds. About 45 minutes.
     python benchmarks/main_job.py [FOLDER]
 
 Trains what is not trained yet, evaluates each saved adapter in a new process, prints what was reached, and draws the
-comparison. The shipped runs in data/runs/ were made by this command.
+comparison. The default folder, data/runs/, holds the shipped runs, which this command made: it trains nothing there. Another
+one makes all of them anew.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Held-out success is estimated after every second step (40 problems, 2 completions each); the first estimate at or above a
 level counts. A run ends at the upper level, or after 40 steps, and what it has not reached by then is censored: "> 40". Tokens
 are those that the policy sampled to train on; seconds are those of training, evaluations left out. Logs are kept in
-data/runs/to_success/. Ctrl-C ends it after the step, saved, and the same command goes on. Runs go to FOLDER
-(default: $HAPO_LAB_RUNS/to_success, or runs/to_success).
+data/runs/to_success/, and what lies there is not trained again. Ctrl-C ends it after the step, saved, and the same command goes
+on. Runs go to FOLDER (default: $HAPO_LAB_RUNS/to_success, or runs/to_success).
 """
 
 from __future__ import annotations

@@ -70,11 +70,14 @@ def main(folder: Path) -> None:
 
 
 def slides_of(lesson: NotebookNode) -> list[Slide]:
-    """All cells of a lesson in their order, each on the slide that it belongs to."""
+    """All of a lesson in its order, each part on its slide; what has no slide is said after the one before."""
     first, *rest = lesson.cells
     title, aim, *said = paragraphs(first.source)
     slides, heading, question = [Slide([title, aim], notes=said)], [], []
     before = None  # what is said under a new heading or number, and before its slide
+
+    def say_the_rest() -> None:
+        slides[-1].notes += [*([] if before is None else [*heading, *before]), *question]
     for cell in rest:
         if cell.cell_type == "markdown":
             for part, text in enumerate(FOLD.split(cell.source)):
@@ -83,26 +86,37 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
                     if part % 2:  # folded
                         (slides[-1].notes if before is None else before).append(paragraph)
                     elif paragraph.startswith("#"):
+                        say_the_rest()
                         heading, question, before = [f"## {paragraph.lstrip('# ')}"], [], []
-                    elif paragraph.startswith(("|", "$$")) and not (before and NUMBERED.match(before[0])):
-                        slides.append(Slide([*heading, paragraph], notes=before or []))
-                        before = None
+                    elif paragraph.startswith(("|", "$$")) and not exercise_of(before or [])[1]:
+                        slides.append(Slide([*heading, *question, paragraph], notes=before or []))
+                        before, question = None, []
                     elif NUMBERED.match(paragraph):
-                        before = [paragraph]
+                        before = [*(before or []), paragraph]
                     else:
-                        question = [predict + asked] if predict else question
                         if said:
                             (slides[-1].notes if before is None else before).append(said.strip())
+                        if predict:
+                            slides[-1].notes += question
+                            question = [predict + asked]
             continue
         if EXERCISE.search(cell.source):
-            slides.append(Slide([*heading, *(before or [])], [cell]))
-            before = None
+            said, exercise = exercise_of(before or [])
+            slides.append(Slide([*heading, *exercise], [cell], [*said, *question]))
+            before, question = None, []
         elif shows(cell):
             slides.append(Slide([*heading, *question], [cell], before or []))
             before, question = None, []
         else:
             slides[-1].cells.append(cell)
+    say_the_rest()
     return slides
+
+
+def exercise_of(said: list[str]) -> tuple[list[str], list[str]]:
+    """What comes before the last numbered paragraph, and it with all behind it."""
+    at = max((i for i, paragraph in enumerate(said) if NUMBERED.match(paragraph)), default=len(said))
+    return said[:at], said[at:]
 
 
 def paragraphs(text: str) -> list[str]:

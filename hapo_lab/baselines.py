@@ -3,9 +3,9 @@
 Each follows its released code where there is some, else its paper; a docstring says which, and the differences of this kit. The
 kit's own conventions are HAPO's: std, token mean over the batch, clip 0.2, no KL, no entropy bonus.
 
-With one optimizer step per batch (`Config.inner_epochs` 1) every student's ratio is 1 when its gradient is computed, so no
-clip acts. Methods that differ in clip or ratio alone (DAPO's clip-higher, GSPO) then differ from GRPO in what remains:
-aggregation, sampling, rewards.
+With one optimizer step per batch (`inner_epochs` and `minibatches` 1 in `Config`) every student's ratio is 1 when its gradient
+is computed, so no clip acts. Methods that differ in clip or ratio alone (DAPO's clip-higher, GSPO) then differ from GRPO in
+what remains: aggregation, sampling, rewards.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ CHORD_PHI = replace(CHORD, name="CHORD-phi", imitation=0.1, shaping=uncertain)
 AMPO = Method("AMPO", gate=HardGate(), teachers=2, scale="none", aggregation="luffy", entropy_bonus=0.001)
 """If all rollouts of a prompt failed, two teachers replace two of them (arXiv 2510.02227; its released script).
 
-Readers disagree about when it injects. The README says "only upon complete on-policy failure"; the code injects where the share
-of right rollouts is below 1 / n, which is the same, and then replaces as many failures as there are teachers, two at most. The
+Its two READMEs disagree about when it injects: the first says "only upon complete on-policy failure", a later one that it does
+not wait for that, and keeps about as many right rollouts as wrong. The code that we follow injects where the share of right
+rollouts is below 1 / n, which is the former, and then replaces as many failures as there are teachers, two at most. The
 script's conventions: no std, clip 0.2, F = p / (p + 0.1), tokens over the length limit, entropy bonus 0.001. It chooses the two
 among four by the probability of the answer after each; here a problem's first two are taken. Tasks whose problems have one
 demonstration at most are refused.

@@ -161,7 +161,7 @@ class Method:
 
 
 HAPO = Method("HAPO", gate=BetaGate())
-"""Beta(1, 1), threshold 0.8 [a reader's account of the paper]; std, F = p/(p + 0.1), token mean, clip 0.2 [ours].
+"""Beta(1, 1), threshold 0.8, std [a reader's account of the paper]; ddof 1, F = p/(p + 0.1), token mean, clip 0.2 [ours].
 
 >>> HAPO.gate
 BetaGate(alpha=1.0, beta=1.0, threshold=0.8)

@@ -385,7 +385,7 @@ def test_an_answer_without_room_in_the_context_is_refused_before_any_sample(exam
 
 def test_a_folder_that_can_not_be_made_gets_one_sentence(exam, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="out/tiny can't be written: .*; make room, then repeat the command"):
+    with pytest.raises(ValueError, match="out/tiny can't be written: .*; mend that, then repeat the command"):
         bench(["tiny"], tmp_path / "out", exam, samples=1, engine=TransformersEngine)
 
 

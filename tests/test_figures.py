@@ -300,6 +300,7 @@ def test_group_figure_of_other_groups():
 @pytest.mark.parametrize(("question", "title"), [
     (r"What is \frac{1}{5} + \dfrac{2}{3}?", "What is 1/5 + 2/3?"),
     (r"Half of \frac{1 + x}{2} costs $5", r"Half of \frac{1 + x}{2} costs $5"),  # 1 + x/2 would be another number
+    (r"Write 2\frac{3}{4} or \frac{1}{2}x", r"Write 2\frac{3}{4} or \frac{1}{2}x"),  # and so would 23/4, and 1/2x
     ("Two\n  lines", "Two lines"), ("m" * 80, "m" * 80), ("m" * 81, "m" * 79 + "…")])
 def test_a_groups_headline_is_its_question_in_a_readable_line(question, title):
     figure = group_figure(teach_alone(HAPO, group(0, key=question), DEMONSTRATION))

@@ -167,15 +167,21 @@ def test_a_torn_last_line_is_passed_over_and_cut_when_the_run_goes_on(log, group
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_line_in_the_middle_is_named(log, name):
     lines = (log.folder / name).read_bytes().splitlines(keepends=True)
-    (log.folder / name).write_bytes(b"".join([lines[0], b'{"step": 2, "prob\n', *lines[2:]]))
+    (log.folder / name).write_bytes(b"".join([lines[0], b'{"step": 1, "prob\n', *lines[2:]]))
     with pytest.raises(ValueError, match=f"{name}, line 2: not JSON"):
         RunLog.load(log.folder).groups_of(1)
 
 
 def test_a_damaged_completion_costs_no_other_step_its_groups(log):
-    whole = (log.folder / "completions.jsonl").read_bytes()
-    (log.folder / "completions.jsonl").write_bytes(b"not JSON\n" + whole.split(b"\n", 1)[1])
-    assert len(RunLog.load(log.folder).groups_of(3)) == 2
+    path = log.folder / "completions.jsonl"
+    before, lines = log.groups_of(3), path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b'{"step": 1, "prob\n', *lines[2:]]))
+    read = RunLog.load(log.folder)
+    assert [g.rollouts for g in read.groups_of(3)] == [g.rollouts for g in before]
+    path.write_bytes(b"".join([lines[0], *lines[2:]]))  # as the message advises
+    assert [g.rollouts for g in read.groups_of(3)] == [g.rollouts for g in before]
+    with pytest.raises(ValueError, match="holds 1 of the 2 groups of step 1"):
+        read.groups_of(1)
 
 
 def test_a_log_that_has_no_room_keeps_its_old_lines(log, groups):

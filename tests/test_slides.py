@@ -1,4 +1,4 @@
-"""The slides of `make slides`: every cell of a lesson is in its deck, and every slide fits a projector without a network."""
+"""The slides of `make slides`: no cell and no word of a lesson is lost, and every slide fits a projector without a network."""
 
 import json
 import os
@@ -34,6 +34,14 @@ def test_a_live_deck_runs_what_its_lesson_runs(slides):
         assert code[0] == code[1]
         kinds = {cell.metadata.slideshow.slide_type for cell in deck.cells}
         assert kinds <= {"slide", "-", "skip", "notes"} and {"slide", "notes"} <= kinds
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_no_word_of_a_lesson_is_lost(slides, path):
+    lesson, deck = ("\n\n".join(cell.source for cell in nbformat.read(source, 4).cells if cell.cell_type == "markdown")
+                    for source in (path, slides / "live" / path.name))
+    parts = re.split(r"<details><summary>.*?</summary>|</details>|^#+ |(?=\*\*Predict)|\n\n", lesson, flags=re.MULTILINE)
+    assert not [part for part in parts if part.strip() not in deck]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -94,7 +94,7 @@ def run(experiment: Experiment, folder: str | Path, processes: int | None = None
 
 def examine(experiment: Experiment, folder: str | Path, processes: int | None = None) -> list[Failure]:
     """Evaluate every finished trial that has not been examined, and the base model, on the held-out problems and on those
-    from elsewhere. A trial whose imitator (`exam.IMITATOR`) is unfinished waits for it."""
+    from elsewhere. A trial whose imitator (`folder.IMITATOR`) is unfinished waits for it."""
     folder, processes = Path(folder), _affordable(experiment.model, processes)
     prepare(experiment, folder)
     trained = [t for t in experiment.trials(chosen(experiment, folder)) if finished(folder / t.name)

@@ -45,8 +45,8 @@ def losses_of_tokens(answer: Any) -> Mark:
         try:
             found["a student's row and a teacher's, losses"], _ = _with_gradient(function, *both)
         except RuntimeError as error:
-            raise Told("right for one row, but not for a batch: it holds students' rows and teachers'. Choose for each row, by "
-                       "torch.where(teacher, ..., ...)") from error
+            raise Told("it runs for one row, but not for a batch: it holds students' rows and teachers'. Choose for each row, "
+                       "by torch.where(teacher, ..., ...)") from error
         return found
 
     def slip(student: Callable, teacher: Callable) -> Callable:

@@ -154,7 +154,8 @@ def can_close(answer: Any) -> Mark:
         (lambda n, a, b, g: 5 * (a + n) >= 4 * (a + b + n), "that is for gamma = 0.8 alone"),
         (lambda n, a, b, g: 1 + n >= g * (2 + n), "that is for the prior Beta(1, 1) alone"),
         (lambda n, a, b, g: n >= 3, "that is for Beta(1, 1) and gamma = 0.8 alone")],
-        "only S = N is left in the limit, so its lamp decides.", show=lambda said: said.astype(bool))
+        "only S = N is left in the limit, so its lamp decides.",
+        show=lambda said: bool(said) if said in (0, 1) else np.round(said, 4))
 
 
 @exercise

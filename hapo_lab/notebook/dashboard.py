@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHORTEST_INTERVAL = 0.5
 """The least number of seconds between two pictures."""
 SHARE, SHARE_OF_SHORT = 0.03, 0.2
-"""... and so many that drawing takes no more of the time than this; of a run of two minutes or less, which is over before
-it has been seen, more."""
+"""At most this share of the time goes into drawing; of a run of two minutes or less, which is over before it has been seen,
+more."""
 
 
 class Dashboard:
@@ -68,7 +68,7 @@ class Dashboard:
         self.close()
 
     def update(self, last: bool = False) -> None:
-        """Show the present state: the line at once, the picture when it is due. At the run's end, or if `last`, show both."""
+        """Show the present state: in a notebook a picture if one is due, at the run's end, or if `last`; elsewhere a line."""
         self._try(self._draw if self._notebook else self._write_line, last)
 
     def close(self) -> None:

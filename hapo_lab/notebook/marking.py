@@ -64,7 +64,7 @@ def safe(check: Callable[..., Mark]) -> Callable[..., Mark]:
 def _trouble(error: Exception, answer: object) -> str:
     """What went wrong, and in a function of the reader's where: its cell shows no traceback."""
     if isinstance(answer, str):
-        return "it is a text: leave out the quotation marks"
+        return "it is a text, in quotation marks"
     file = getattr(getattr(answer, "__code__", None), "co_filename", None)
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
     return f"{type(error).__name__}: {error}" + (f", in line {lines[-1]} of its cell" if lines else "")

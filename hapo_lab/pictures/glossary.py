@@ -17,7 +17,7 @@ TERMS = {
     "group": "The N rollouts of one prompt in one step. S of them are right.",
     "dead group": "A group of equal rewards: all wrong or all right. Every advantage is 0, so it teaches nothing.",
     "advantage": "A rollout's reward less the mean of its group, divided by the group's standard deviation [R].",
-    "advantage collapse": "Most groups are dead, and the gradient that is left has high variance [A].",
+    "advantage collapse": "Most groups fail whole, and the gradient that is left has high variance [A].",
     "demonstration": "The teacher's answer to a prompt, verified: its reward is 1.",
     "injection": "A demonstration enters a group's update.",
     "SSI": "Synthetic Success Injection: a demonstration replaces the group's lowest-reward rollout, and the group's mean and "
@@ -33,7 +33,7 @@ TERMS = {
     "shaping": "F(p): stands in the ratio's place for a teacher's token. It is not clipped [R].",
     "success rate": "μ: the probability that the policy answers a prompt right.",
     "injection probability": "P(inject): how often the gate injects at success rate μ. It is a sum over S, exact [V].",
-    "relative bias": "The length of what injection adds to the expected update, over its length with the gate closed.",
+    "relative bias": "The length of what injection adds to the expected update, over that of the update with the gate closed.",
     "asymptotic purity": "As the policy improves, P(inject) goes to 0, and the update becomes the unbiased on-policy "
                          "gradient [R]. Where μ stays 0.9, P(inject) stays 0.187 at N = 8 [V].",
     "Thompson sampling": "Deciding by a draw from the posterior. Algorithm 1 compares the mean and draws nothing [R].",
@@ -45,6 +45,8 @@ TERMS = {
 
 LESSONS_WORDS = {
     "policy": "The language model that is trained. Beside a teacher it is the student.",
+    "SFT": "Supervised fine-tuning: plain imitation of the demonstrations, also called static teacher forcing.",
+    "IQM": "Interquartile mean: the mean of the middle half of the runs.",
     "verifier": "The program that reads a rollout and gives its reward.",
     "live group": "A group that is not dead.",
     "pull": "The gradient of a token's objective in log p: how strongly an update raises or lowers it.",

@@ -266,7 +266,8 @@ def in_a_line(text: str, most: int = 80) -> str:
     >>> in_a_line(r"What is \frac{1}{5} + \frac{2}{3}?")
     'What is 1/5 + 2/3?'
     """
-    line = " ".join(re.sub(r"\\[dt]?frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text).split())
+    plain = re.sub(r"(?<![\w}])\\[dt]?frac\{(\w+)\}\{(\w+)\}(?![\w\\({^])", r"\1/\2", text)  # alone: 2\frac{3}{4} is not 23/4
+    line = " ".join(plain.split())
     return line if len(line) <= most else f"{line[:most - 1]}…"
 
 

@@ -19,16 +19,16 @@ WORTH = 1.5
 
 @dataclass(frozen=True)
 class Rates:
-    """A device's rates in one dtype."""
+    """A device's rates."""
 
     flops: float
-    """Floating-point operations per second, in a product of two square matrices."""
+    """Floating-point operations per second, in a product of two square matrices of one dtype."""
     bytes_per_second: float
     """Read and written, in a copy that no cache holds."""
 
 
 def measured(device: torch.device, dtype: torch.dtype, size: int | None = None) -> Rates:
-    """By matrices of size x size: a second's work. Default: 8192 on a GPU, 1024 elsewhere."""
+    """A second's work. `size`: rows and columns of the matrices; by default 8192 on a GPU, 1024 elsewhere."""
     size = size or (8192 if device.type == "cuda" else 1024)
     a = torch.randn(size, size, device=device, dtype=dtype)
     return Rates(2 * size**3 / _shortest(lambda: a @ a, device), copied(device))
@@ -41,7 +41,7 @@ def copied(device: torch.device) -> float:
 
 
 COPIED = 2**27
-"""Bytes: more than a cache holds."""
+"""Bytes, in float32: more than a cache holds."""
 
 
 def compute_dtype(device: torch.device, hidden: int) -> torch.dtype:

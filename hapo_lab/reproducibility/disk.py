@@ -67,9 +67,10 @@ def cut(path: Path, size: int) -> None:
         os.truncate(path, size)
 
 
-def rows(path: Path, start: int = 0, skip: int = 0) -> Iterator[tuple[int, dict]]:
-    """(where it ends, row) of each line of JSON from byte `start` on, after `skip` lines that nobody parses. A last line
-    without its end is left out: it is being written, or was torn by a kill. ValueError names a line that is no JSON."""
+def rows(path: Path, start: int = 0, step: int | None = None) -> Iterator[tuple[int, dict]]:
+    """(where it ends, row) of each line of JSON from byte `start` on. A last line without its end is left out: it is being
+    written, or was torn by a kill. With `step`, other steps' lines are left out, unparsed. ValueError names a line that is no
+    JSON."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -79,7 +80,7 @@ def rows(path: Path, start: int = 0, skip: int = 0) -> Iterator[tuple[int, dict]
             if not line.endswith(b"\n"):
                 return
             end += len(line)
-            if number <= skip:
+            if step is not None and line.startswith(b'{"step": ') and not line.startswith(b'{"step": %d,' % step):
                 continue
             try:
                 yield end, json.loads(line)

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +228,12 @@ class RunLog:
         if not self.folder:
             raise ValueError("this run is kept in memory only, and its groups are gone: give the trainer a folder.")
         record = self.steps[step - 1]
-        before = sum(len(earlier.problems) for earlier in self.steps[:step - 1])
-        rows = islice(disk.rows(self.folder / "completions.jsonl", skip=before), len(record.problems))
+        rows = [row for _, row in disk.rows(self.folder / "completions.jsonl", step=step) if row["step"] == step]
+        if len(rows) != len(record.problems):
+            raise ValueError(f"{self.folder / 'completions.jsonl'} holds {len(rows)} of the {len(record.problems)} groups of "
+                             f"step {step}; the steps' figures and all other steps' groups are whole.")
         return [_group_from(row, posterior, decision)
-                for (_, row), posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
+                for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
 
     def table(self) -> list[dict]:
         """One row per step: every scalar figure, with a column of seconds per phase."""

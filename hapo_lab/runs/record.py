@@ -52,7 +52,7 @@ class StepRecord:
     updated: bool
     """False: no token carried a gradient, and the optimizer took no step."""
     loss: float | None
-    """The loss of the last inner epoch, without the entropy bonus."""
+    """The loss of the last inner epoch, which it minimised: less the entropy bonus."""
     grad_norm: float | None
     """Norm of the gradient, before clipping."""
     teacher_share: float | None

@@ -266,7 +266,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} can't be written: {disk.why(error)}; make room, then repeat the command.") from None
+        raise ValueError(f"{path} can't be written: {disk.why(error)}; mend that, then repeat the command.") from None
 
 
 def _refuse_twins(asked: Sequence[Contestant]) -> None:

@@ -120,7 +120,7 @@ def expected_gradient(logits: ArrayLike, success_probs: ArrayLike, trials: int, 
 
 def expected_gradients(policies: Sequence[ArrayLike], success_probs: ArrayLike, trials: int, method: Method, teacher: ArrayLike,
                        visit: int = 1) -> list[ExpectedGradient]:
-    """`expected_gradient` for the logits of each of some policies, in a third of the time."""
+    """`expected_gradient` for the logits of each of some policies: what they share is computed once."""
     checked = [_checked(logits, success_probs, teacher) for logits in policies]
     table = _table(method, group_size(trials, smallest=2))
     found = [_Policy.of(z, q) for z, q, _ in checked]

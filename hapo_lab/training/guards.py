@@ -38,7 +38,7 @@ def writing(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """An engine's failure becomes a `TrainingError`. The trainer repeats the interrupted step."""
+    """An engine's failure becomes a `TrainingError`. Iterated again, the trainer repeats the interrupted step."""
     try:
         yield
     except EngineError as error:

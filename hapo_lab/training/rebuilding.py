@@ -37,7 +37,7 @@ def resume(folder: str | Path, engine: str = "auto", steps: int | None = None) -
 
     `steps` extends the run to this number in all. run.json does not hold a task or verifier from a notebook, or your own
     engine: then make the `Trainer` yourself, with resume=True. ValueError: a part can't be restored; the folder holds no run;
-    the run has at least `steps` steps already.
+    the run is planned for at least `steps` steps already.
 
     >>> config = Config(steps=2, prompts=1, eval_every=0, save_every=1)
     >>> begun = iter(Trainer(load_policy("tiny"), load_task("sums"), HAPO, config, folder="run"))
