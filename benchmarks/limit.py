@@ -22,6 +22,7 @@ from hapo_lab.engines.transformers_engine import TransformersEngine
 from hapo_lab.methods import GRPO
 from hapo_lab.policy.chat import prompt_ids
 from hapo_lab.policy.models import load_policy
+from hapo_lab.policy.rates import copied
 from hapo_lab.tasks.builtin import load_task
 from hapo_lab.training.config import Config
 from hapo_lab.training.trainer import Trainer
@@ -52,8 +53,7 @@ def rates() -> dict[str, dict[str, float]]:
             a, b = torch.randn(ROWS, INNER).to(dtype), torch.randn(OUTER, INNER).to(dtype)
             row[str(dtype).removeprefix("torch.")] = 2e-9 * ROWS * INNER * OUTER / shortest(
                 lambda a=a, b=b: torch.nn.functional.linear(a, b))
-        large = torch.randn(32 * 2**20)
-        found[f"{threads} threads"] = row | {"copy": 2e-9 * large.nbytes / shortest(large.clone, 5)}
+        found[f"{threads} threads"] = row | {"copy": 1e-9 * copied(torch.device("cpu"))}
     torch.set_num_threads(before)
     return found
 

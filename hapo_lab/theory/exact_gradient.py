@@ -314,10 +314,14 @@ def _table_of(method: Method, trials: int) -> _Table:
             return replace(before, rollouts=before.rollouts + (demonstration,) * method.teacher_seats)
         return seated(method, group(successes, sampled), demonstration)
 
+    @lru_cache
+    def weights(mask: tuple[bool, ...]) -> torch.Tensor:  # of few masks, whatever S is
+        return method.weights(torch.ones(len(mask), 1, dtype=torch.bool), torch.tensor(mask), max_length=1)[:, 0]
+
     def row(g: Group) -> list[float]:
-        weights = method.weights(torch.ones(len(g.rollouts), 1, dtype=torch.bool), g.teacher_mask, max_length=1)[:, 0]
-        a = (weights * method.advantages(g.rewards, g.teacher_mask)).numpy()
-        success, teacher = g.rewards.numpy() == 1, g.teacher_mask.numpy()
+        rewards, mask = g.rewards, g.teacher_mask
+        a = (weights(tuple(mask.tolist())) * method.advantages(rewards, mask)).numpy()
+        success, teacher = rewards.numpy() == 1, mask.numpy()
         seats = [success & ~teacher, ~success & ~teacher]
         return [a[seats[0]].sum(), a[seats[1]].sum(), a[teacher].sum(), *((a[s] ** 2).sum() for s in seats)]
 
