@@ -231,7 +231,7 @@ class RunLog:
         rows = [row for _, row in disk.rows(self.folder / "completions.jsonl", step=step) if row["step"] == step]
         if len(rows) != len(record.problems):
             raise ValueError(f"{self.folder / 'completions.jsonl'} holds {len(rows)} of the {len(record.problems)} groups of "
-                             f"step {step}; the steps' figures and all other steps' groups are whole.")
+                             f"step {step}: lines are missing. The run's figures do not depend on them.")
         return [_group_from(row, posterior, decision)
                 for row, posterior, decision in zip(rows, record.posterior, record.decisions, strict=True)]
 
