@@ -76,8 +76,9 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
     slides, heading, question = [Slide([title, aim], notes=said)], [], []
     before = None  # what is said under a new heading or number, and before its slide
 
-    def say_the_rest() -> None:
-        slides[-1].notes += [*([] if before is None else [*heading, *before]), *question]
+    def say_the_rest() -> None:  # a title that no slide shows is in bold, not the slide's second heading
+        said = [] if before is None else [*(f"**{title[3:]}**" for title in heading), *before]
+        slides[-1].notes += [*said, *question]
     for cell in rest:
         if cell.cell_type == "markdown":
             for part, text in enumerate(FOLD.split(cell.source)):
