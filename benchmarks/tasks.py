@@ -4,7 +4,8 @@
     python benchmarks/tasks.py iso_date json_record --model smollm2-135m [--base]     # --base: without training
 
 A demonstration's log p per token, under the base model, says how foreign it is: F(p) has a small gradient where p is small.
-Success is at temperature 1, with 8 samples per problem: of the base, and after HAPO's usual run of seed 0. Each task's figures
+Success is at temperature 1, with 8 samples per problem: of the base, and after HAPO's usual run of seed 0. Of sums the base is
+also graded by its last number alone, whatever the ending: what it can do before it learns how to end. Each task's figures
 replace its old ones in `benchmarks/results/tasks.json`; `docs/tasks.md` shows them.
 """
 
@@ -27,6 +28,7 @@ from hapo_lab.policy.policy import Policy
 from hapo_lab.tasks.builtin import TASKS, load_task
 from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.problem import Problem, Task
+from hapo_lab.tasks.verifiers import last_number
 from hapo_lab.training.config import TINY, Config
 from hapo_lab.training.evaluation import evaluate, token_logps
 from hapo_lab.training.trainer import Trainer
@@ -70,6 +72,9 @@ def measure(model: str, name: str, train: bool) -> dict:
         for split, success in successes(policy, task):
             found[who][split] = success
             print(f"{name}, {who}, {split}: {success:.3f}", flush=True)
+        if who == "base" and name.startswith("sums"):
+            found["numbers"] = dict(successes(policy, replace(task, verify=last_number)))
+            print(f"{name}, base, its last number: {found['numbers']}", flush=True)
     return found
 
 
@@ -83,7 +88,7 @@ def tables() -> list[list[str]]:
         teachers.append(f"| `{name}` | {row['model']} | {logp} | {least} | {row['base']['held out']:.3f} |")
     splits = [f"| task | steps | {' | '.join(SPLITS)} |", f"|---|---|{'---|' * len(SPLITS)}"]
     for name, row in rows:
-        for who, steps in (("base", 0), ("trained", row["steps"])):
+        for who, steps in (("numbers", "0, any ending"), ("base", 0), ("trained", row["steps"])):
             if who not in row:
                 continue
             cells = [f"{row[who][split]:.3f}" if split in row[who] else "" for split in SPLITS]

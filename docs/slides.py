@@ -75,10 +75,14 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
     title, aim, *said = paragraphs(first.source)
     slides, heading, question = [Slide([title, aim], notes=said)], [], []
     before = None  # what is said under a new heading or number, and before its slide
+    leads: list[str] = []  # the paragraph that leads to a table or a formula
 
-    def say_the_rest() -> None:  # a title that no slide shows is in bold, not the slide's second heading
-        said = [] if before is None else [*(f"**{title[3:]}**" for title in heading), *before]
-        slides[-1].notes += [*said, *question]
+    def end() -> None:
+        """A question that no picture answers has a slide of its own; a title that no slide shows is bold in the notes."""
+        if any("?" in asked for asked in question):
+            slides.append(Slide([*heading, *question], notes=before or []))
+        elif before is not None:
+            slides[-1].notes += [*(f"**{title[3:]}**" for title in heading), *before, *question]
     for cell in rest:
         if cell.cell_type == "markdown":
             for part, text in enumerate(FOLD.split(cell.source)):
@@ -87,30 +91,34 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
                     if part % 2:  # folded
                         (slides[-1].notes if before is None else before).append(paragraph)
                     elif paragraph.startswith("#"):
-                        say_the_rest()
-                        heading, question, before = [f"## {paragraph.lstrip('# ')}"], [], []
+                        end()
+                        heading, question, before, leads = [f"## {paragraph.lstrip('# ')}"], [], [], []
                     elif paragraph.startswith(("|", "$$")) and not exercise_of(before or [])[1]:
-                        slides.append(Slide([*heading, *question, paragraph], notes=before or []))
-                        before, question = None, []
+                        said = [one for one in before or [] if one not in leads]
+                        slides.append(Slide([*heading, *question, *leads, paragraph], notes=said))
+                        before, question, leads = None, [], []
                     elif NUMBERED.match(paragraph):
                         before = [*(before or []), paragraph]
                     else:
                         if said:
+                            leads = [said.strip()] if before is not None else []
                             (slides[-1].notes if before is None else before).append(said.strip())
                         if predict:
-                            slides[-1].notes += question
+                            if question:
+                                end()
+                                before = None
                             question = [predict + asked]
             continue
         if EXERCISE.search(cell.source):
             said, exercise = exercise_of(before or [])
             slides.append(Slide([*heading, *exercise], [cell], [*said, *question]))
-            before, question = None, []
         elif shows(cell):
             slides.append(Slide([*heading, *question], [cell], before or []))
-            before, question = None, []
         else:
             slides[-1].cells.append(cell)
-    say_the_rest()
+            continue
+        before, question, leads = None, [], []
+    end()
     return slides
 
 
@@ -139,15 +147,17 @@ def live(slides: list[Slide]) -> NotebookNode:
     for slide in slides:
         cells.append(new_markdown_cell("\n\n".join(slide.text), metadata=mark("slide")))
         for cell in slide.cells:
-            seen = shows(cell) or EXERCISE.search(cell.source)
-            cells.append(nbformat.from_dict(cell | {"metadata": mark("-" if seen else "skip")}))
+            seen, asked = shows(cell) or EXERCISE.search(cell.source), "**Predict" in slide.text[-1]
+            kind = "skip" if not seen else "fragment" if asked else "-"
+            cells.append(nbformat.from_dict(cell | {"metadata": mark(kind)}))
         if slide.notes:
             cells.append(new_markdown_cell("\n\n".join(slide.notes), metadata=mark("notes")))
     return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
 
 
 def mark(kind: str) -> dict:
-    """Of a cell: a slide begins, "-" goes on with it, skip leaves it out, notes are the speaker's."""
+    """Of a cell: a slide begins, "-" goes on with it, a fragment does so at the next key, skip leaves it out, notes are the
+    speaker's."""
     return {"slideshow": {"slide_type": kind}}
 
 

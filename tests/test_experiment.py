@@ -120,6 +120,7 @@ def test_wrong_input_is_one_sentence(tmp_path, change, words):
     ('base = {base = "hapo"}', "'base' is the untrained model"),
     ('hapo = {}\nlong = {base = "hapo"}', "two of its methods are named HAPO in figures"),
     ('mine = {base = "hapo", gates = "never"}', "method 'mine' has gates"),
+    ('mine = {base = "hapo", gate = {kind = "BetaGate", treshold = 0.5}}', "method 'mine': .*'treshold'"),
     ('mine = {base = "hapo", gate = "nevr"}', "unknown gate 'nevr'"),
     ('mine = {base = "hapo", seat = "beside"}', "seat is 'beside'")])
 def test_a_wrong_part_of_a_method_is_named(tmp_path, methods, words):
@@ -145,12 +146,59 @@ def test_a_folder_of_another_experiment_is_refused_and_a_larger_one_goes_on(tmp_
 
 def test_what_no_task_can_be_made_of_is_refused_before_anything_runs(tmp_path):
     for wrong, words in ((replace(TWO, validation=280), "has 280 training problems"),
-                         (replace(TWO, tasks={"few": TaskSpec("sums", 0.0)}), "share of demonstrations is 0.0")):
+                         (replace(TWO, tasks={"few": TaskSpec("sums", 0.0)}), "share of demonstrations is 0.0"),
+                         (replace(TWO, model="tinny"), "model 'tinny' is not a preset")):
         with pytest.raises(ValueError, match=words):
             run(wrong, tmp_path / "run", processes=1)
     with pytest.raises(ValueError, match="its seeds would share their draws"):
         replace(TWO, config=replace(SHORT, order_seed=1))
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a training run: choose another folder"):
+        run(TWO, tmp_path / "run", processes=1)
+
+
+OWN = """
+expected = "HAPO learns"
+methods = ["hapo"]
+seeds = 1
+validation = 4
+[tasks]
+own = {base = "own.jsonl", verifier = "last_number", max_new_tokens = 24}
+[config]
+steps = 1
+prompts = 2
+eval_every = 1
+eval_samples = 1
+"""
+
+
+def test_a_file_of_ones_own_is_a_task_and_a_changed_one_is_refused(tmp_path):
+    rows = [json.dumps({"prompt": f"What is {a} + 27?", "answer": f"{a + 27}"}) + "\n" for a in range(20)]
+    (tmp_path / "own.jsonl").write_text("".join(rows))
+    experiment = load_experiment(written(tmp_path, OWN))
+    assert (len(experiment.task("own", 0).train), len(experiment.task("own", 0).heldout)) == (12, 4)
+    assert run(experiment, tmp_path / "run", processes=1) == [] == examine(experiment, tmp_path / "run", processes=1)
+    one, = collect(from_description(experiment.described()), tmp_path / "run").found
+    assert len(one.test["held out"]) == 4 and list(one.test) == ["held out"]
+    (tmp_path / "own.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(ValueError, match="own.jsonl has changed since the experiment began"):
+        run(experiment, tmp_path / "run", processes=1)
+    with pytest.raises(ValueError, match="holds another experiment: it differs in tasks own"):
+        run(load_experiment(written(tmp_path, OWN)), tmp_path / "run", processes=1)
+
+
+@pytest.mark.parametrize(("task", "words"), [
+    ('{base = "own.jsonl"}', "task 'own' is a file and needs verifier and max_new_tokens"),
+    ('{base = "none.jsonl", verifier = "last_number", max_new_tokens = 9}', "none.jsonl can't be read"),
+    ('{base = "own.jsonl", verifier = "lst", max_new_tokens = 9}', "unknown verifier 'lst'"),
+    ('{base = "sums", verifier = "last_number"}', "task 'own' has verifier, which means nothing here")])
+def test_a_wrong_file_of_ones_own_is_named(tmp_path, task, words):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
+    text = OWN.replace('{base = "own.jsonl", verifier = "last_number", max_new_tokens = 24}', task)
+    with pytest.raises(ValueError, match=words):
+        load_experiment(written(tmp_path, text))
 
 
 def test_too_many_processes_for_the_memory_are_refused_before_anything_runs(tmp_path, monkeypatch):
@@ -323,6 +371,7 @@ def test_the_kits_own_experiments_are_whole(file):
 
 def test_the_page_shows_a_file_that_works(tmp_path):
     shown = re.search(r"```toml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(), re.S)[1]
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
     experiment = load_experiment(written(tmp_path, shown))
     assert list(experiment.methods) == ["hapo", "grpo", "strict"] and experiment.steps == {"grpo": 120}
 

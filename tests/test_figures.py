@@ -121,24 +121,24 @@ def test_nothing_leaves_the_picture_and_no_title_meets_its_neighbour(log, large)
 
 def test_titles_state_the_facts():
     figure = training_figure(a_log(successes=(0, 3, 6, 7, 8, 8, 8, 8), steps=10))
-    assert titles(figure) == ["Student 0.75, held-out 0.30", "16 tokens, none cut", "Teacher in 3 of 8 groups",
+    assert titles(figure) == ["Student 0.75, held-out 0.30", "16 tokens, none cut", "Step 10: teacher in 3 of 8 groups",
                               "3 of 8 groups below 0.8", "Posterior mean 0.70, at first 0.70", "Injects up to S = 6 of 8"]
     assert all(label in texts(figure) for label in ("0/8", "3/8", "6/8", "7/8", "8/8 ×4", "threshold", "student", "held-out"))
-    assert training_figure(a_log(successes=(8,), steps=1)).axes[2].get_title(loc="left") == "Teacher in none of 1 groups"
+    assert titles(training_figure(a_log(successes=(8,), steps=1)))[2] == "Step 1: teacher in none of 1 groups"
 
 
 def test_titles_of_methods_without_gate():
-    assert titles(training_figure(a_log(GRPO)))[2::3] == ["Teacher in none of 4 groups", "No gate, no teacher"]
+    assert titles(training_figure(a_log(GRPO)))[2::3] == ["Step 40: teacher in none of 4 groups", "No gate, no teacher"]
     for method in (LUFFY, SFT):
         figure = training_figure(a_log(method))
-        assert titles(figure)[2::3] == ["Teacher in 4 of 4 groups", "No gate, always a teacher"]
+        assert titles(figure)[2::3] == ["Step 40: teacher in 4 of 4 groups", "No gate, always a teacher"]
         assert "threshold" not in texts(figure) and figure.axes[5].get_xlabel() == "S, successes of 7"
 
 
 def test_missing_demonstrations_are_named():
     log = a_log(steps=1, successes=(0, 0))
     log.steps[0] = replace(log.steps[0], teacher_samples=1, without_demonstration=1)
-    assert titles(training_figure(log))[2] == "Teacher in 1 of 2 groups, 1 had none"
+    assert titles(training_figure(log))[2] == "Step 1: teacher in 1 of 2 groups, 1 had none"
 
 
 def test_the_student_panel_does_not_see_the_teacher():

@@ -162,7 +162,7 @@ def test_runs_that_nobody_has_looked_at_do_not_stand_among_those_that_somebody_h
 
 def test_without_hapo_the_first_method_is_what_the_others_are_compared_with(four):
     figure = interval_figure(four[5:])
-    assert figure.texts[0].get_text() == "Told apart from LUFFY, HAPO's conventions: SFT worse, GRPO worse"
+    assert figure.texts[0].get_text() == "Told apart from LUFFY, HAPO's conventions: SFT worse; GRPO worse"
 
 
 def test_the_median_price_counts_runs_that_never_paid_it_as_censored():

@@ -55,7 +55,7 @@ class Counting:
     """Holds what no field names."""
 
     def __init__(self, limit=3):
-        self.limit = limit
+        self.limit, self.steps, self.asks = limit, 2, BetaGate()
 
     decide, chances = Every.decide, Every.chances
 
@@ -243,3 +243,51 @@ def test_the_command_line_takes_parts_by_file(mine, tmp_path, capsys):
 
 def test_sums_are_the_kits_own():
     assert load_task("sums").identity["verifier"] == {"kind": "verify_end"}
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("Short", r"chances\(\{\}, 'a prompt', 8\) gives a tensor of shape \(8,\); it must give a tensor of 9 numbers, one per S"),
+    ("Listed", "gives list; it must give a tensor"), ("Failing", "fails: ZeroDivisionError: division by zero")])
+def test_a_gate_whose_chances_no_group_could_use_is_refused_before_a_training(tmp_path, name, words):
+    (tmp_path / "odd.py").write_text("""
+import torch
+
+from hapo_lab import MemorylessGate
+
+
+class Short(MemorylessGate):
+    def chances(self, state, key, trials, others=()):
+        return torch.ones(trials)
+
+
+class Listed(MemorylessGate):
+    def chances(self, state, key, trials, others=()):
+        return [1.0] * (trials + 1)
+
+
+class Failing(MemorylessGate):
+    def chances(self, state, key, trials, others=()):
+        return 1 / 0
+""")
+    with pytest.raises(ValueError, match=words):
+        get_gate(f"{tmp_path / 'odd.py'}:{name}")
+
+
+def test_a_shaping_that_takes_log_p_for_p_is_warned_of(tmp_path):
+    (tmp_path / "mine.py").write_text("""
+def square(logp):
+    return (2 * logp).exp()
+
+
+def of_p(p):
+    return p * p
+
+
+def listed(logp):
+    return list(logp)
+""")
+    assert get_shaping(f"{tmp_path / 'mine.py'}:square")(torch.tensor(0.1).log()).item() == pytest.approx(0.01)
+    with pytest.warns(UserWarning, match="it is given log p, and not p"):
+        get_shaping(f"{tmp_path / 'mine.py'}:of_p")
+    with pytest.raises(ValueError, match="gives list; it must give a tensor"):
+        get_shaping(f"{tmp_path / 'mine.py'}:listed")

@@ -120,6 +120,8 @@ def test_time_is_reckoned_from_rates():
     said = hours(job, Rates(flops=parameters, bytes_per_second=1e18), batches=1)
     assert f"that is {(2 * 200 + 4 * 250) / 60:.0f} min" in said and "up to 200 tokens" in said and "for 10 steps" in said
     slow = hours(job, Rates(flops=1e18, bytes_per_second=job.needs(0).weights), batches=3)
+    launched = hours(job, Rates(flops=1e18, bytes_per_second=1e18), batches=3)
+    assert "at 80 ms per token of a batch, as on an H100, that is 24.0 s" in launched
     assert f"that is {300 / 60:.0f} min" in slow  # three batches of a hundred tokens, a second for each reading
 
 

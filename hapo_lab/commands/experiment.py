@@ -72,7 +72,7 @@ def _folder(experiment: Experiment, args: argparse.Namespace) -> Path:
 def _list(failures: list[Failure], folder: Path) -> None:
     if failures:
         lines = "\n".join(f"  {failure.trial.name}: {failure.cause}" for failure in failures)
-        sys.exit(f"{len(failures)} trials failed; a repeated command tries them again:\n{lines}")
+        sys.exit(f"{len(failures)} trial{'s' * (len(failures) > 1)} failed; a repeated command tries them again:\n{lines}")
     print(f"all done: {folder}")
 
 

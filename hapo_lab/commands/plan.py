@@ -86,7 +86,7 @@ def memory_table(job: Job, free: int) -> list[str]:
              "at a time" + f", {batches} batches" * (batches > 1)),
             ("update: the largest pass", parts.activations, f"{largest} tokens" + ", each layer computed twice" * (
                 job.length > job.config.token_budget)),
-            ("rollouts or update, the larger", parts.peak, f"{free / GIB:.2f} GiB are free")]
+            ("in all, at the peak", parts.peak, f"{free / GIB:.2f} GiB are free")]
     return [f"{name:34} {size / GIB:7.2f} GiB  {remark}".rstrip() for name, size, remark in rows if size]
 
 
@@ -106,19 +106,27 @@ def misfits(job: Job, free: int) -> list[str]:
     return found
 
 
+LAUNCHES = 0.08
+"""Seconds that a GPU spends on launching kernels, per token of a batch: as measured on one H100, for 1.5B and 7B alike."""
+
+
 def hours(job: Job, rates: Rates, batches: int) -> str:
     """The least time of a step: at this machine's own rates, with every completion of full length.
 
-    In each batch a token costs one reading of the weights, or its computation if that takes longer.
+    In each batch a token costs one reading of the weights, or its computation or on a GPU its kernels' launches if these take
+    longer.
     """
     parameters, tokens = job.shape.linear + job.shape.other, job.rows * job.new_tokens
     weights = job.needs(0).sampler or job.needs(0).weights
-    sampling = max(batches * job.new_tokens * weights / rates.bytes_per_second, 2 * parameters * tokens / rates.flops)
+    sampling = max(batches * job.new_tokens * max(weights / rates.bytes_per_second, LAUNCHES * job.gpu),
+                   2 * parameters * tokens / rates.flops)
     passes = 3 if job.length > job.config.token_budget else 2  # forward, backward to the inputs, and forward again
     seconds = sampling + passes * 2 * parameters * (tokens + job.config.prompts * job.prompt_tokens) / rates.flops
+    launches = f", and at {LAUNCHES * 1e3:.0f} ms per token of a batch, as on an H100," * job.gpu
     return (f"A step samples and trains up to {tokens:,} tokens. At this machine's rates ({rates.flops / 1e12:.2f} TFLOP/s, "
-            f"{rates.bytes_per_second / 1e9:.0f} GB/s) that is {_time(seconds)}, and {_time(seconds * job.config.steps)} for "
-            f"{job.config.steps} steps. No step reaches these rates: expect two to ten times as long.")
+            f"{rates.bytes_per_second / 1e9:.0f} GB/s){launches} that is {_time(seconds)}, and "
+            f"{_time(seconds * job.config.steps)} for {job.config.steps} steps. No step reaches these rates: expect two to ten "
+            "times as long.")
 
 
 def _time(seconds: float) -> str:

@@ -14,7 +14,6 @@ from hapo_lab.experiments.folder import HELD_OUT, finished, imitator_of
 from hapo_lab.policy.models import load_policy
 from hapo_lab.policy.policy import Policy
 from hapo_lab.reproducibility import disk
-from hapo_lab.tasks.builtin import load_task
 from hapo_lab.tasks.elsewhere import elsewhere
 from hapo_lab.tasks.problem import Problem, Task
 from hapo_lab.training.evaluation import Evaluation, demonstrated, evaluate, token_logps
@@ -26,10 +25,11 @@ SAMPLES = 8
 def look(experiment: Experiment, trial: Trial, run: Path) -> None:
     """Write a trial's test.json, from its adapter, or from the base model where it has none: success on the test problems, one
     by one, and `teachers_way`."""
-    base = experiment.tasks[trial.task].base
-    task = load_task(base, experiment.task_seed)
+    spec = experiment.tasks[trial.task]
+    task = spec.load(experiment.task_seed)
     policy = _policy(experiment, run)
-    splits: dict[str, tuple[Problem, ...]] = {HELD_OUT: task.heldout} | elsewhere(base, experiment.task_seed)
+    splits: dict[str, tuple[Problem, ...]] = {HELD_OUT: task.heldout} | (
+        {} if spec.sha256 else elsewhere(spec.base, experiment.task_seed))
     exams = {split: evaluate(policy, TransformersEngine(policy), task, problems, samples=SAMPLES, seed=trial.seed)
              for split, problems in splits.items()}
     success = {split: {p.key: rate for p, rate in zip(exam.problems, exam.by_problem.tolist(), strict=True)}

@@ -17,6 +17,7 @@ from hapo_lab.reproducibility.catalogue import PARTS, get_gate, get_method, get_
 from hapo_lab.reproducibility.seeds import derive
 from hapo_lab.runs.trackers import get_trackers
 from hapo_lab.tasks.builtin import load_task
+from hapo_lab.tasks.jsonl import load_jsonl
 from hapo_lab.tasks.problem import Task, with_demonstrations
 from hapo_lab.training.config import TINY, Config
 
@@ -31,12 +32,36 @@ class TaskSpec:
 
     >>> TaskSpec("sums", demonstrations=0.1).base
     'sums'
+    >>> with open("own.jsonl", "w") as file:
+    ...     print('{"prompt": "What is 27 + 58?", "answer": "85"}', file=file)
+    >>> TaskSpec.of_file("own.jsonl", "last_number", max_new_tokens=16).verifier
+    'last_number'
     """
 
     base: str
-    """A task of the kit, by name."""
+    """A task of the kit or of reasoning-gym, by name; or the path of a JSONL file."""
     demonstrations: float = 1.0
     """The share of training problems that keep their demonstration; each seed draws its own."""
+    verifier: str = ""
+    """A file's: a name, or FILE.py:FUNCTION."""
+    max_new_tokens: int = 0
+    """A file's: a completion's limit in tokens."""
+    sha256: str = ""
+    """A file's: its checksum, so that all trials train on one version of it."""
+
+    @classmethod
+    def of_file(cls, path: str | Path, verifier: str, max_new_tokens: int, demonstrations: float = 1.0) -> TaskSpec:
+        """Of a file as it is now."""
+        return cls(str(Path(path).resolve()), demonstrations, verifier, max_new_tokens, parts.checksum(Path(path)))
+
+    def load(self, seed: int) -> Task:
+        """The task, its held-out problems drawn with the seed. ValueError: an unknown task; an unreadable or changed file."""
+        if not self.sha256:
+            return load_task(self.base, seed)
+        if parts.checksum(Path(self.base)) != self.sha256:
+            raise ValueError(f"{self.base} has changed since the experiment began: bring the old file back, or begin another "
+                             "experiment.")
+        return load_jsonl(self.base, self.verifier, self.max_new_tokens, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -132,7 +157,7 @@ class Experiment:
         """The task of a seed's trials: `validation` replaces the held-out problems, and a share of the rest has
         demonstrations."""
         spec = self.tasks[key]
-        whole = load_task(spec.base, self.task_seed)
+        whole = spec.load(self.task_seed)
         if not 0 < self.validation < len(whole.train):
             raise ValueError(f"experiment {self.name!r}: validation is {self.validation}; task {key!r} has {len(whole.train)} "
                              "training problems, and needs some of them to train on.")
@@ -168,6 +193,7 @@ class Experiment:
         allowed."""
         mine = self.described()
         other = other | {"methods": {key: _completed(method) for key, method in other["methods"].items()},
+                         "tasks": {key: asdict(TaskSpec(**spec)) for key, spec in other["tasks"].items()},
                          "config": asdict(Config()) | other["config"]}
         common = {part: [key for key in mine[part] if key in other[part]] for part in ("methods", "tasks")}
         pairs = {f"{part} {key}": (other[part][key], mine[part][key]) for part, keys in common.items() for key in keys}
@@ -208,7 +234,7 @@ def load_experiment(path: str | Path) -> Experiment:
     path = Path(path)
     table = disk.read_toml(path)
     try:
-        return _from_table(table, path.stem)
+        return _from_table(table, path.stem, path.parent)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -221,7 +247,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 """Of an experiment's file."""
 
 
-def _from_table(table: dict, stem: str) -> Experiment:
+def _from_table(table: dict, stem: str, folder: Path) -> Experiment:
     for name, (kind, words) in KINDS.items():
         if name in table and (not isinstance(table[name], kind) or isinstance(table[name], bool)):
             raise ValueError(f"{name!r} is {table[name]!r}; it must be {words}.")
@@ -241,7 +267,7 @@ def _from_table(table: dict, stem: str) -> Experiment:
             raise ValueError(f"[config] {name} is {value!r}; it must be a number.")
     return Experiment(**{"name": stem} | table | {
         "methods": {key: _method(key, given) for key, given in _keyed(table["methods"], "methods")},
-        "tasks": {key: _task(key, given) for key, given in _keyed(table["tasks"], "tasks")},
+        "tasks": {key: _task(key, given, folder) for key, given in _keyed(table["tasks"], "tasks")},
         "config": replace(usual, **changes), "seeds": _seeds(table["seeds"], 0), "rates": tuple(tuning.get("rates", ())),
         "tuning_seeds": _seeds(tuning.get("seeds", ()), 1000), "track": tuple(table.get("track", ()))})
 
@@ -265,10 +291,20 @@ def _seeds(given: int | list[int], first: int) -> tuple[int, ...]:
     return tuple(range(first, first + given)) if isinstance(given, int) else tuple(given)
 
 
-def _task(key: str, given: dict) -> TaskSpec:
-    _refuse_unknown(f"task {key!r}", given, {f.name for f in fields(TaskSpec)})
-    spec = TaskSpec(**{"base": key} | given)
-    load_task(spec.base)  # an unknown one says so now
+def _task(key: str, given: dict, folder: Path) -> TaskSpec:
+    """Its file, and its verifier's, lie beside the experiment's."""
+    base, of_file = given.get("base", key), ("verifier", "max_new_tokens")
+    if not str(base).endswith(".jsonl"):
+        _refuse_unknown(f"task {key!r}", given, {"base", "demonstrations"})
+        load_task(base)  # an unknown one says so now
+        return TaskSpec(**{"base": key} | given)
+    _refuse_unknown(f"task {key!r}", given, {"base", "demonstrations", *of_file})
+    if missing := [name for name in of_file if name not in given]:
+        raise ValueError(f"task {key!r} is a file and needs {' and '.join(missing)}, as `train` does.")
+    name = given["verifier"]
+    spec = TaskSpec.of_file(folder / base, str(folder.resolve() / name) if ".py:" in name else name, given["max_new_tokens"],
+                            given.get("demonstrations", 1.0))
+    spec.load(0)  # a line that can't be read says so now
     return spec
 
 
@@ -278,6 +314,9 @@ def _method(key: str, given: dict) -> Method:
     base = get_method(given.pop("base", key))
     _refuse_unknown(f"method {key!r}", given, {f.name for f in fields(Method)})
     named: dict[str, Callable[[str], Any]] = {"gate": get_gate, "shaping": get_shaping, "then": get_method}
-    changes = {name: named[name](value) if name in named and isinstance(value, str) else parts.rebuilt(value, PARTS)
-               for name, value in given.items()}
+    try:
+        changes = {name: named[name](value) if name in named and isinstance(value, str) else parts.rebuilt(value, PARTS)
+                   for name, value in given.items()}
+    except TypeError as error:  # of a part that has no such number
+        raise ValueError(f"method {key!r}: {error}.") from None
     return replace(base, **{"name": base.name if not changes else f"{base.name}, {key}"} | changes)

@@ -29,6 +29,8 @@ def imitator_of(run: Path, trial: Trial) -> Path:
 def refuse_another(experiment: Experiment, folder: Path) -> None:
     """ValueError if the folder holds another experiment."""
     description = folder / DESCRIPTION
+    if (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds a training run: choose another folder for the experiment.")
     if description.exists() and (different := experiment.differs(json.loads(description.read_text()))):
         raise ValueError(f"{folder} holds another experiment: it differs in {', '.join(different)}. Choose another name or "
                          "folder, or move that one away.")

@@ -26,7 +26,7 @@ from hapo_lab.experiments.exam import look
 from hapo_lab.experiments.experiment import Experiment, Trial, from_description
 from hapo_lab.experiments.folder import DESCRIPTION, IMITATOR, chosen, finished, imitator_of, refuse_another, untrained
 from hapo_lab.policy.memory import PROCESS, memory_available
-from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_estimate
+from hapo_lab.policy.models import PRESETS, default_device, load_policy, memory_estimate, model_source
 from hapo_lab.reproducibility import disk
 from hapo_lab.runs.trackers import get_trackers, tracking
 from hapo_lab.training.trainer import Trainer
@@ -47,7 +47,9 @@ class Failure:
 
 
 def prepare(experiment: Experiment, folder: Path) -> None:
-    """Write the experiment's description into its folder; ValueError if that holds another one, or a task can't be made."""
+    """Write the experiment's description into its folder; ValueError if that holds another one, or the model or a task can't
+    be made."""
+    model_source(experiment.model)
     for key in experiment.tasks:
         experiment.task(key, experiment.seeds[0])
     refuse_another(experiment, folder)

@@ -142,7 +142,7 @@ def injection(answer: Any) -> Mark:
          rollouts, "you looked for a reward of 0: take the lowest, whatever it is"),
         (lambda rollouts, demonstration: [r if r.reward else demonstration for r in rollouts], "you replaced every failure: "
          "one seat per group is the teacher's")],
-        "one rollout per group; nothing else of the group changes.")
+        "one rollout per group leaves; all others stay.")
 
 
 def _taught(gate: Callable[[list[Rollout]], bool], compared: str = "after", std: bool = True) -> Callable:
@@ -183,8 +183,10 @@ def taught_group(answer: Any) -> Mark:
         (_taught(_sampled, "before"), "the advantages are of the sampled rewards: compute them anew, over the group with the "
          "teacher"),
         (_taught(_sampled, std=False), "the advantages are without std: the card's step 4 divides by it"),
-        (_taught(lambda rollouts: True), "the teacher comes into every group: ask the gate first"),
-        (_taught(lambda rollouts: False), "the teacher never comes: inject where the gate says so"),
+        (_taught(lambda rollouts: True), "the teacher comes into every group: ask the gate first, with the count S and not "
+         "with a share"),
+        (_taught(lambda rollouts: False), "the teacher never comes: inject where the gate says so, and keep the list that "
+         "`inject` returns"),
         (_taught(lambda rollouts: not _sampled(rollouts)), "the other way around: inject where the gate says True"),
         (_taught(lambda rollouts: not any(r.reward for r in rollouts)), "yours comes only where all have failed: ask the "
          "gate")],

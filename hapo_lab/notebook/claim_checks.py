@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from hapo_lab.methods import Method
 from hapo_lab.notebook.marking import Mark, exercise, function, is_open, number
 
 # 06 a fair comparison ----------------------------------------------------------------------------------------------
@@ -61,8 +64,7 @@ def beats(answer: Any) -> Mark:
 @exercise
 def confounders(answer: Any) -> Mark:
     """field names of `Method`: where LUFFY as released differs from LUFFY on HAPO's conventions, the name left out"""
-    names = answer.split(",") if isinstance(answer, str) else answer
-    given = {str(getattr(name, "name", name)).strip() for name in names}  # a field of a dataclass has a name
+    given = _field_names(answer)
     wanted = {"scale", "eps_low", "eps_high", "aggregation", "entropy_bonus"}
     if given - {"name"} == wanted:
         return Mark(True, "five things change at once, so a difference between the two has no single cause.")
@@ -71,11 +73,22 @@ def confounders(answer: Any) -> Mark:
     for name, says in shared.items():
         if name in given:
             return Mark(False, f"{name} is no difference: {says}")
-    if unknown := sorted(given - wanted - {"name"}):
-        return Mark(False, f"{', '.join(unknown)}: no field in which they differ. Compare the two with getattr, field by field")
+    if unknown := sorted(given - {field.name for field in fields(Method)}):
+        return Mark(False, f"`Method` has no field called {', '.join(unknown)}: fields(LUFFY) lists the names")
+    if equal := sorted(given - wanted - {"name"}):
+        return Mark(False, f"{', '.join(equal)}: no field in which they differ. Compare the two with getattr, field by field")
     missing = {"scale": "how advantages are scaled", "eps_low": "the clip below", "eps_high": "the clip above",
                "aggregation": "how tokens make a loss", "entropy_bonus": "a bonus in the objective"}
     return Mark(False, f"still missing: {', '.join(missing[name] for name in missing if name not in given)}")
+
+
+def _field_names(answer: Any) -> set[str]:
+    """From a text, or a collection of names, fields or (name, value) pairs, in one more list or not."""
+    names = re.split(r"[\s,;]+", answer.strip()) if isinstance(answer, str) else list(answer)
+    if len(names) == 1 and not isinstance(names[0], str) and np.iterable(names[0]):
+        names = list(names[0])
+    firsts = [name[0] if isinstance(name, tuple | list) else name for name in names]
+    return {str(getattr(name, "name", name)).strip() for name in firsts}
 
 
 @exercise
@@ -94,6 +107,7 @@ def carried(answer: Any) -> Mark:
          "carries no ranking"),
         (lambda low, high: 1 if low + high > 1 else -1, "you asked on which side the middle lies; an interval that holds 0.5 "
          "is not told apart"),
+        (lambda low, high: 1 if low > 0.5 else -1, "what is not better need not be worse: look where the interval ends"),
         (lambda low, high: int(low > 0.5), "an interval that lies whole below 0.5 has a verdict too"),
         (lambda low, high: (low > 0) - (high < 0), "0 is no difference of two means; no difference in who wins is 0.5"),
         (lambda low, high: 1 if high > 0.5 else -1, "an interval that reaches above 0.5 may still hold it"),

@@ -71,8 +71,8 @@ def _trouble(error: Exception, answer: object) -> str:
 
 
 def is_open(answer: object) -> bool:
-    """Whether an answer is missing, or still holds a `...`."""
-    return answer is ... or answer is None or (isinstance(answer, tuple | list) and any(part is ... for part in answer))
+    """Whether an answer, or a part of it, is missing."""
+    return any(part is ... or part is None for part in (answer if isinstance(answer, tuple | list) else [answer]))
 
 
 def number(answer: Any, right: Any, wrongs: Sequence[tuple[Any, str]], well: str, hint: str, tolerance: float = 0.01) -> Mark:

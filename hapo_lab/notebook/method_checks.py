@@ -26,7 +26,7 @@ def two_of_five(answer: Any) -> Mark:
         ((1.0952, -0.7302), "you divided by the std; here only the mean is subtracted"),
         ((1.2247, -0.8165), "you divided by a std, that of N; here only the mean is subtracted"),
         ((0.75, -0.25), "that is for 2 of 8: the mean of this group is 2/5")],
-        "the five sum to 0, as advantages without std always do.", "Subtract the mean, 2/5, from 1 and from 0.")
+        "the five sum to 0, as advantages without std always do.", "With which number is each reward compared?")
 
 
 def _standardised(rewards: Any, ddof: int = 1, eps: float = 1e-4) -> np.ndarray:
@@ -87,7 +87,7 @@ def failures_advantage(answer: Any) -> Mark:
         (lambda s, n: -(s + 1) / 8, "that is for groups of 8 alone: divide by N"),
         (lambda s, n: min(_standardised([1] * (s + 1) + [0] * (n - s - 1))), "you divided by the std; here only the mean is "
          "subtracted"),
-        (lambda s, n: 0, "that is its reward: subtract the new group's mean"),
+        (lambda s, n: 0, "yours is always 0, its reward: subtract the new group's mean. If you did: // rounds down"),
         (lambda s, n: -1, "yours is always -1: an advantage is no grade, and // rounds down")],
         "each failure is pushed down further than before the teacher came.")
 

@@ -49,7 +49,7 @@ class Question:
         """How to answer, in a sentence."""
         if not isinstance(self.right, str):
             count = "one number" if len(self.right) == 1 else f"{len(self.right)} numbers"
-            return f"answer with {count}, such as {', '.join(['0.25', '25%', '-1/4'][:max(len(self.right), 2)])}"
+            return f"answer with {count}, such as " + ("0.25 or 25%" if len(self.right) == 1 else "0.25, 25%, -1/4")
         if len(self.right) > 1:
             return f"answer with the {len(self.right)} letters in their order, such as {self.letters}"
         return f"answer with {', '.join(self.letters[:-1])} or {self.letters[-1]}"
@@ -97,8 +97,9 @@ def _letters(answer: Any) -> str | None:
 def _numbers(answer: Any) -> tuple[float, ...]:
     """Numbers, or a text of them: 0.25, 25%, -1/4."""
     if isinstance(answer, str):
+        text = re.sub(r"\s+%", "%", answer.replace("\N{MINUS SIGN}", "-")).strip(" ()[]")
         return tuple(float(Fraction(part.rstrip("%")) / (100 if part.endswith("%") else 1))
-                     for part in re.split(r"[\s,;]+", answer.replace("\N{MINUS SIGN}", "-").strip(" ()[]")))
+                     for part in re.split(r"[\s,;]+", text))
     return tuple(np.asarray(answer, float).ravel().tolist())
 
 
@@ -153,10 +154,11 @@ QUESTIONS: tuple[Question, ...] = (
         {(0.3787,): "you counted S = 11, which makes 12/15 = 0.8: a tie is left alone",
          (0.1869,): "that is a group of 8", (0.2108,): "that is a group of 16",
          (0.0,): "the gate never sees 0.9: it sees thirteen rollouts, and at times ten or fewer are right",
-         (0.8661,): "that is how often the group is left alone", (13.39,): "a probability lies between 0 and 1"}),
+         (0.8661,): "that is how often the group is left alone",
+         **dict.fromkeys(((13.0,), (13.39,), (13.4,)), "a probability lies between 0 and 1: in percent it needs the sign %")}),
     Question(
         "Put a step of HAPO into its order.", "dbeacf", "S is of what was sampled; mean and std are of what is learned from.",
-        "10_build_hapo", "One step",
+        "10_build_hapo", "The method on one card",
         ("the demonstration takes the worst rollout's seat", "count the right rollouts, S",
          "subtract the group's mean, divide by its std", "sample and grade N rollouts",
          "the gate compares the posterior's mean with the threshold",
@@ -176,7 +178,7 @@ QUESTIONS: tuple[Question, ...] = (
          "d": "new advantages give the students' scores other weights, and their mean stays along the gradient"}),
     Question(
         "HAPO reaches half of its success in 8 steps and the released LUFFY in 12, with three seeds each. Is it the gate?", "b",
-        "the control is HAPO with a gate that is always open: it changes one thing.",
+        "a control changes one thing: HAPO with a gate that is always open does, and the matched LUFFY.",
         "06_fair_comparison", "The confounder",
         ("yes: the gate is what HAPO adds", "that can't be said: clip, std, aggregation and a bonus differ too",
          "no: LUFFY has a teacher in every group", "yes, if all three seeds agree"),

@@ -94,7 +94,7 @@ def interval_figure(found: Sequence[Outcome], over: str | None = None, split: st
     runs = sorted({len(rows) for rows in table.values()})
     panel_title(axes[0], f"Each of {' to '.join(map(str, runs[:1] + runs[1:][-1:]))} runs: the middle half's mean")
     panel_title(axes[1], f"At 0.5 nothing tells a method apart from {over}")
-    headline(figure, f"Told apart from {over}: " + (", ".join(apart) if apart else "none"))
+    headline(figure, f"Told apart from {over}: " + ("; ".join(apart) if apart else "none"))
     return figure
 
 

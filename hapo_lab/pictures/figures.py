@@ -111,7 +111,7 @@ def _teacher(ax: Axes, log: RunLog) -> None:
     last = log.steps[-1]
     plot_area(ax, log.steps, 0, [r.teacher_samples for r in log.steps], style.teacher)
     end_labels(ax, [(last.step, last.teacher_samples, "teacher", style.teacher)])
-    panel_title(ax, f"Teacher in {last.teacher_samples or 'none'} of {len(last.problems)} groups"
+    panel_title(ax, f"Step {last.step}: teacher in {last.teacher_samples or 'none'} of {len(last.problems)} groups"
            + (f", {last.without_demonstration} had none" if last.without_demonstration else ""))
 
 
@@ -200,7 +200,7 @@ def comparison_figure(logs: Sequence[RunLog], panels: int = 4) -> Figure:
 
     >>> figure = comparison_figure([shipped_run("hapo-0"), shipped_run("grpo-0")])
     >>> figure.texts[0].get_text()
-    '2 runs: HAPO, GRPO'
+    '2 runs: HAPO; GRPO'
     """
     if not logs:
         raise ValueError("comparison_figure: there is no run to draw; pass at least one RunLog.")
@@ -222,7 +222,7 @@ def comparison_figure(logs: Sequence[RunLog], panels: int = 4) -> Figure:
             labels.append((max(len(log.steps) for log in logs), 0.5, "● held-out", style.held_out))
         end_labels(ax, labels)
         panel_title(ax, "No step yet" if not any(values) else _best(logs, names) if unit == "success" else _span(unit, values))
-    headline(figure, f"{len(logs)} run{'s' * (len(logs) != 1)}: " + ", ".join(names))
+    headline(figure, f"{len(logs)} run{'s' * (len(logs) != 1)}: " + "; ".join(names))
     return figure
 
 

@@ -210,10 +210,10 @@ def buys_and_costs(trials: int = 8, gate: Gate = BetaGate()) -> tuple[Figure, di
         right.plot(MU, numbers[name], color=colour, lw=2.2)
         right.plot(MU, numbers[f"bias, {name}"], color=colour, lw=1.4, ls="--")
         write(right, 0.3, 0.14 - 0.11 * i, f"gate, {name}", colour, transform=right.transAxes)
-    few = np.searchsorted(MU, 0.01)
-    panel_title(left, f"At \N{GREEK SMALL LETTER MU} = {MU[few]:.2g}: GRPO {live['GRPO'][few]:.0%}, with the gate "
+    few = np.searchsorted(MU, 0.005)
+    panel_title(left, f"At \N{GREEK SMALL LETTER MU} = {MU[few]:.1g}: GRPO {live['GRPO'][few]:.0%}, with the gate "
                       f"{live['with the gate'][few]:.0%}")
-    panel_title(right, "Dashed: its bias")
+    panel_title(right, "Dashed: the length of its bias")
     headline(figure, "What the teacher buys: groups that teach; what it costs: bias")
     return figure, numbers
 

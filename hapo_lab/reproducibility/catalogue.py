@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from hapo_lab.baselines import METHODS
 from hapo_lab.gates import GATES, Gate, numbers_of
@@ -43,9 +46,12 @@ def get_gate(name: str, **numbers: float) -> Gate:
     if unknown := numbers.keys() - numbers_of(gate):
         raise ValueError(f"the gate {name!r} has no {' and no '.join(sorted(unknown))}: leave it out.")
     try:
-        return gate(**numbers) if isinstance(gate, type) else replace(gate, **numbers) if numbers else gate
+        made = gate(**numbers) if isinstance(gate, type) else replace(gate, **numbers) if numbers else gate
     except TypeError as error:
         raise ValueError(f"the gate {name!r} can't be made: {error}.") from None
+    if ".py:" in name:
+        _refuse_odd(f"{name}: chances({{}}, 'a prompt', 8)", lambda: made.chances({}, "a prompt", 8), "one per S from 0 to 8")
+    return made
 
 
 def get_shaping(name: str) -> Shaping:
@@ -57,7 +63,24 @@ def get_shaping(name: str) -> Shaping:
     shaping = _get("shaping", name, SHAPINGS)
     if not callable(shaping):
         raise ValueError(f"{name!r} is not a shaping: it can't be called with log-probabilities.")
-    return shaping() if isinstance(shaping, type) else shaping
+    made = shaping() if isinstance(shaping, type) else shaping
+    if ".py:" in name:
+        given = torch.linspace(-4, 0, 9)
+        _refuse_odd(f"{name} of 9 log-probabilities", lambda: made(given), "one per log-probability")
+        if bool((made(given).diff() < 0).any()):
+            warnings.warn(f"{name} falls where a token's probability grows: it is given log p, and not p.", stacklevel=2)
+    return made
+
+
+def _refuse_odd(what: str, give: Callable[[], Any], wanted: str) -> None:
+    """ValueError: not a tensor of 9 numbers, or an error."""
+    try:
+        given = give()
+    except Exception as error:
+        raise ValueError(f"{what} fails: {type(error).__name__}: {error}.") from None
+    if not isinstance(given, torch.Tensor) or given.shape != (9,):
+        found = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ValueError(f"{what} gives {found}; it must give a tensor of 9 numbers, {wanted}.")
 
 
 def _get(what: str, name: str, known: Mapping[str, Any]) -> Any:
