@@ -193,7 +193,8 @@ def test_a_file_of_ones_own_is_a_task_and_a_changed_one_is_refused(tmp_path):
     ('{base = "own.jsonl"}', "task 'own' is a file and needs verifier and max_new_tokens"),
     ('{base = "none.jsonl", verifier = "last_number", max_new_tokens = 9}', "none.jsonl can't be read"),
     ('{base = "own.jsonl", verifier = "lst", max_new_tokens = 9}', "unknown verifier 'lst'"),
-    ('{base = "sums", verifier = "last_number"}', "task 'own' has verifier, which means nothing here")])
+    ('{base = "sums", verifier = "last_number"}', "task 'own' has verifier, which means nothing here"),
+    ('{base = 3}', "task 'own': base is 3; it must be a name, or a file's")])
 def test_a_wrong_file_of_ones_own_is_named(tmp_path, task, words):
     (tmp_path / "own.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
     text = OWN.replace('{base = "own.jsonl", verifier = "last_number", max_new_tokens = 24}', task)

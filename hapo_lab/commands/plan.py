@@ -86,7 +86,7 @@ def memory_table(job: Job, free: int) -> list[str]:
              "at a time" + f", {batches} batches" * (batches > 1)),
             ("update: the largest pass", parts.activations, f"{largest} tokens" + ", each layer computed twice" * (
                 job.length > job.config.token_budget)),
-            ("in all, at the peak", parts.peak, f"{free / GIB:.2f} GiB are free")]
+            ("at the peak: rollouts or update", parts.peak, f"{free / GIB:.2f} GiB are free")]
     return [f"{name:34} {size / GIB:7.2f} GiB  {remark}".rstrip() for name, size, remark in rows if size]
 
 

@@ -294,7 +294,9 @@ def _seeds(given: int | list[int], first: int) -> tuple[int, ...]:
 def _task(key: str, given: dict, folder: Path) -> TaskSpec:
     """Its file, and its verifier's, lie beside the experiment's."""
     base, of_file = given.get("base", key), ("verifier", "max_new_tokens")
-    if not str(base).endswith(".jsonl"):
+    if not isinstance(base, str):
+        raise ValueError(f"task {key!r}: base is {base!r}; it must be a name, or a file's.")
+    if not base.endswith(".jsonl"):
         _refuse_unknown(f"task {key!r}", given, {"base", "demonstrations"})
         load_task(base)  # an unknown one says so now
         return TaskSpec(**{"base": key} | given)

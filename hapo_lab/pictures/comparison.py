@@ -371,6 +371,7 @@ def _dots(ax: Axes, estimates: dict[str, Estimate], colours: dict[str, str], wor
 def _key(ax: Axes, found: Sequence[Outcome], colours: dict[str, str]) -> None:
     """Names in their colours, from the best to the worst, in a panel of their own."""
     ax.axis("off")
+    panel_title(ax, "Validation success at the end")
     width = 72 * inches(ax)[0]
     last = {name: float(np.mean([o.validation[-1][1] for o in runs])) for name, runs in by_method(found)}
     for row, name in enumerate(sorted(last, key=lambda name: -last[name])):
