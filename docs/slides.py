@@ -78,8 +78,12 @@ def slides_of(lesson: NotebookNode) -> list[Slide]:
     leads: list[str] = []  # the paragraph that leads to a table or a formula
 
     def end() -> None:
-        """A question that no picture answers has a slide of its own; a title that no slide shows is bold in the notes."""
-        if any("?" in asked for asked in question):
+        """A question that no picture answers stands under its section's formula or table, or alone; a title that no slide shows
+        is bold in the notes."""
+        if question and heading == slides[-1].text[:1] and slides[-1].text[-1].startswith(("|", "$$")):
+            slides[-1].text += question
+            slides[-1].notes += before or []
+        elif any("?" in asked for asked in question):
             slides.append(Slide([*heading, *question], notes=before or []))
         elif before is not None:
             slides[-1].notes += [*(f"**{title[3:]}**" for title in heading), *before, *question]
