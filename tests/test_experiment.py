@@ -183,10 +183,28 @@ def test_a_file_of_ones_own_is_a_task_and_a_changed_one_is_refused(tmp_path):
     one, = collect(from_description(experiment.described()), tmp_path / "run").found
     assert len(one.test["held out"]) == 4 and list(one.test) == ["held out"]
     (tmp_path / "own.jsonl").write_text("".join(rows[1:]))
-    with pytest.raises(ValueError, match="own.jsonl has changed since the experiment began"):
+    with pytest.raises(ValueError, match="own.jsonl or its verifier has changed since the experiment began"):
         run(experiment, tmp_path / "run", processes=1)
     with pytest.raises(ValueError, match="holds another experiment: it differs in tasks own"):
         run(load_experiment(written(tmp_path, OWN)), tmp_path / "run", processes=1)
+
+
+def test_a_verifier_of_ones_own_lies_beside_the_experiment_and_a_changed_one_is_refused(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
+    verifier = """
+from hapo_lab import Verdict
+
+
+def ends(problem, completion):
+    return Verdict(completion.endswith(problem.answer), "its end")
+"""
+    (tmp_path / "mine.py").write_text(verifier)
+    spec = load_experiment(written(tmp_path, OWN.replace("last_number", "mine.py:ends"))).tasks["own"]
+    task = spec.load(0)
+    assert task.verify(task.train[0], f"it is {task.train[0].answer}").correct
+    (tmp_path / "mine.py").write_text(verifier.replace("endswith", "startswith"))
+    with pytest.raises(ValueError, match="or its verifier has changed"):
+        spec.load(0)
 
 
 @pytest.mark.parametrize(("task", "words"), [

@@ -47,21 +47,27 @@ class TaskSpec:
     max_new_tokens: int = 0
     """A file's: a completion's limit in tokens."""
     sha256: str = ""
-    """A file's: its checksum, so that all trials train on one version of it."""
+    """A file's: its checksum, and that of its verifier's file, so that all trials train on one version of them."""
 
     @classmethod
     def of_file(cls, path: str | Path, verifier: str, max_new_tokens: int, demonstrations: float = 1.0) -> TaskSpec:
         """Of a file as it is now."""
-        return cls(str(Path(path).resolve()), demonstrations, verifier, max_new_tokens, parts.checksum(Path(path)))
+        base = str(Path(path).resolve())
+        return cls(base, demonstrations, verifier, max_new_tokens, _checksum(base, verifier))
 
     def load(self, seed: int) -> Task:
         """The task, its held-out problems drawn with the seed. ValueError: an unknown task; an unreadable or changed file."""
         if not self.sha256:
             return load_task(self.base, seed)
-        if parts.checksum(Path(self.base)) != self.sha256:
-            raise ValueError(f"{self.base} has changed since the experiment began: bring the old file back, or begin another "
-                             "experiment.")
+        if _checksum(self.base, self.verifier) != self.sha256:
+            raise ValueError(f"{self.base} or its verifier has changed since the experiment began: bring the old file back, or "
+                             "begin another experiment.")
         return load_jsonl(self.base, self.verifier, self.max_new_tokens, seed=seed)
+
+
+def _checksum(base: str, verifier: str) -> str:
+    files = [base, verifier.rpartition(":")[0]] if ".py:" in verifier else [base]
+    return " ".join(parts.checksum(Path(file)) for file in files)
 
 
 @dataclass(frozen=True)
