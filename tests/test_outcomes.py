@@ -322,4 +322,6 @@ def test_the_csv_holds_every_trial(four, tmp_path):
     report(four, tmp_path)
     lines = (tmp_path / "trials.csv").read_text().splitlines()
     assert len(lines) == 21
-    assert lines[0].endswith("validation,held out,steps,tokens_sampled,tokens_trained,seconds,teacher_samples")
+    assert lines[0].endswith('validation,held out,steps,tokens_sampled,tokens_trained,seconds,teacher_samples,steps to 80%,'
+                             '"teacher samples, last 5 steps",length')
+    assert lines[1].endswith(",14.0,3.0,14.0,") and four[0].reached(0.8, "steps") == (3, True)  # of 4 steps: 8, 4, 2 and none

@@ -316,12 +316,16 @@ def report(found: Sequence[Outcome], folder: Path, over: str | None = None,
     with open(folder / "trials.csv", "w", newline="") as file:
         splits = sorted({split for o in found for split in o.test})
         writer = csv.writer(file)
-        writer.writerow(["task", "method", "name", "seed", "learning_rate", "finished", "validation", *splits, *AXES])
+        writer.writerow(["task", "method", "name", "seed", "learning_rate", "finished", "validation", *splits, *AXES,
+                         "steps to 80%", "teacher samples, last 5 steps", "length"])
         for o in found:
             tested = [np.mean(list(o.test[split].values())) if split in o.test else "" for split in splits]
             spent = [o.budget(axis)[-1] if o.curves else "" for axis in AXES]
+            steps, reached = o.reached(0.8, "steps") if o.curves else (0.0, False)
+            last = sum(cast(list[float], o.curves["teacher_samples"][-5:])) if o.curves else ""
             writer.writerow([o.task, o.method, o.name, o.seed, o.learning_rate, o.finished,
-                             o.validation[-1][1] if o.validation else "", *tested, *spent])
+                             o.validation[-1][1] if o.validation else "", *tested, *spent,
+                             steps if reached else "", last, o.way.get("length", "")])
     figures = {"intervals": interval_figure(found, over), "profiles": profile_figure(found)}
     if len(tasks) > 1:
         figures |= {"tasks": task_figure(found)} | {f"budgets-{task}": budget_figure(of[task]) for task in tasks}
